@@ -1,0 +1,153 @@
+"""Coordinates move with the picture, and back, in NumPy and in JAX."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixel_align import geometry
+from pixel_align.geometry import Placement
+
+BOXES = np.asarray([[0, 0, 4, 2], [1, 1, 3, 5], [2.5, 0, 2.5, 4]], np.float32)
+
+
+def placements() -> list[Placement]:
+    whole = Placement((480, 640), (0, 0, 640, 480), (72, 96), 96)
+    zoomed = Placement((480, 640), (100.5, 20, 300.5, 220), (96, 96), 96)
+    return [whole, zoomed, Placement((480, 640), (0, 0, 640, 480), (72, 96), 96, flip=True)]
+
+
+def iou_by_counting(a: np.ndarray, b: np.ndarray, cells: int = 10) -> float:
+    """Independent: paint both boxes on a fine grid and count cells."""
+    grid = np.zeros((2, 8 * cells, 8 * cells), bool)
+    for layer, box in zip(grid, (a, b), strict=True):
+        x0, y0, x1, y1 = (round(float(v) * cells) for v in box)
+        layer[y0:y1, x0:x1] = True
+    union = (grid[0] | grid[1]).sum()
+    return float((grid[0] & grid[1]).sum() / union) if union else 0.0
+
+
+@pytest.mark.parametrize("placement", placements())
+@pytest.mark.parametrize("last", [2, 4])
+def test_to_original_undoes_to_canvas(placement: Placement, last: int) -> None:
+    xy = np.random.default_rng(0).uniform(0, 480, (5, 3, last))
+    np.testing.assert_allclose(placement.to_original(placement.to_canvas(xy)), xy, atol=1e-9)
+
+
+def test_to_canvas_by_hand() -> None:
+    whole, zoomed, flipped = placements()
+    np.testing.assert_allclose(whole.to_canvas(np.asarray([640.0, 480.0])), [1.0, 0.75])
+    np.testing.assert_allclose(zoomed.to_canvas(np.asarray([200.5, 70.0])), [0.5, 0.25])
+    np.testing.assert_allclose(flipped.to_canvas(np.asarray([64.0, 48.0])), [0.9, 0.075])
+    np.testing.assert_allclose(whole.valid_box, [0, 0, 1, 0.75])
+    assert whole.scale == (0.15, 0.15)
+
+
+def test_a_flipped_box_keeps_its_corners_in_order() -> None:
+    flipped = placements()[2]
+    np.testing.assert_allclose(flipped.to_canvas(np.asarray([0.0, 48, 64, 96])), [0.9, 0.075, 1.0, 0.15])
+
+
+@pytest.mark.parametrize("placement", placements())
+def test_a_box_moves_as_its_corners_do(placement: Placement) -> None:
+    boxes = np.asarray([[10.0, 20, 110, 220], [300, 10, 320, 400]])
+    corners = geometry.boxes_to_points(boxes)
+    np.testing.assert_allclose(placement.to_canvas(boxes), geometry.points_to_boxes(placement.to_canvas(corners)))
+
+
+def test_fractions_and_pixels() -> None:
+    np.testing.assert_allclose(geometry.to_pixels(np.asarray([0.5, 0.25]), (100, 200)), [100, 25])
+    np.testing.assert_allclose(geometry.to_fractions(np.asarray([50.0, 25, 200, 100]), (100, 200)), [0.25, 0.25, 1, 1])
+
+
+@pytest.mark.parametrize(("kind", "per_side", "count"), [("corner", 2, 2), ("solid", 3, 9), ("donut", 4, 12), ("donut", 2, 4)])
+def test_points_span_their_box(kind: str, per_side: int, count: int) -> None:
+    points = geometry.boxes_to_points(BOXES, kind, per_side)
+    assert points.shape == (3, count, 2) and points.dtype == np.float32
+    assert np.all(geometry.points_inside(points, BOXES[:, None]))
+    assert len(np.unique(points[0], axis=0)) == count
+    np.testing.assert_array_equal(geometry.points_to_boxes(points), BOXES)
+
+
+def test_corner_points_are_the_published_target() -> None:
+    np.testing.assert_array_equal(geometry.boxes_to_points(BOXES[1]), [[1, 1], [3, 5]])
+
+
+def test_solid_runs_row_by_row_and_donut_is_its_border() -> None:
+    box = np.asarray([0.0, 0, 2, 2])
+    solid, donut = geometry.boxes_to_points(box, "solid", 3), geometry.boxes_to_points(box, "donut", 3)
+    assert solid.tolist() == [[x, y] for y in range(3) for x in range(3)]
+    assert donut.tolist() == [p for p in solid.tolist() if p != [1, 1]]
+
+
+def test_area_and_iou_against_counted_cells() -> None:
+    rng = np.random.default_rng(1)
+    boxes = rng.integers(0, 80, (40, 4)) / 10
+    boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+    table = geometry.box_iou(boxes[:, None], boxes[None])
+    expected = [[iou_by_counting(a, b) for b in boxes] for a in boxes]
+    np.testing.assert_allclose(table, expected, atol=1e-6)
+    assert geometry.box_area(np.asarray([3.0, 3, 1, 5])) == 0
+
+
+def test_iou_of_empty_boxes_is_zero_with_a_finite_gradient() -> None:
+    empty = jnp.zeros(4)
+    value, gradient = jax.value_and_grad(lambda box: geometry.box_iou(box, empty))(empty)
+    assert value == 0 and bool(jnp.all(jnp.isfinite(gradient)))
+
+
+def test_visible_share() -> None:
+    within = [0, 0, 1, 1]
+    boxes = np.asarray([[0.2, 0.2, 0.4, 0.4], [0.5, 0.5, 1.5, 1.5], [2, 2, 3, 3], [-1, 0, 1, 1], [0.5, 0.5, 0.5, 1.5], [2, 0.5, 2, 0.6]])
+    np.testing.assert_allclose(geometry.visible_share(boxes, within), [1, 0.25, 0, 0.5, 0.5, 0])
+    np.testing.assert_allclose(geometry.visible_share(np.asarray([[0.5, 0.5, 0.5, 0.5]]), within), [1])
+
+
+def test_clipping() -> None:
+    within = (0, 0, 1, 0.5)
+    np.testing.assert_allclose(geometry.clip_boxes(np.asarray([-1.0, 0.2, 0.5, 2]), within), [0, 0.2, 0.5, 0.5])
+    np.testing.assert_allclose(geometry.clip_points(np.asarray([-1.0, 2.0]), within), [0, 0.5])
+    np.testing.assert_allclose(geometry.box_centers(np.asarray([0.0, 0, 1, 0.5])), [0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "expected"), [((480, 640), 96, (72, 96)), ((1, 1000), 64, (1, 64)), ((3, 5), 7, (4, 7)), ((333, 500), 384, (256, 384))]
+)
+def test_fit_size(size: tuple[int, int], longest: float, expected: tuple[int, int]) -> None:
+    assert geometry.fit_size(size, longest) == expected
+
+
+def test_numpy_and_jax_agree_under_jit() -> None:
+    placement = placements()[1]
+    other = BOXES[::-1].copy()
+
+    def everything(boxes: geometry.Array, others: geometry.Array) -> list[geometry.Array]:
+        points = geometry.boxes_to_points(boxes, "solid", 3)
+        return [
+            placement.to_canvas(boxes), placement.to_original(points), geometry.to_pixels(points, (3, 4)), geometry.to_fractions(boxes, (3, 4)),
+            geometry.points_to_boxes(points), geometry.box_iou(boxes, others), geometry.box_centers(boxes), geometry.clip_boxes(boxes, (1, 1, 2, 2)),
+            geometry.clip_points(points, (1, 1, 2, 2)), geometry.points_inside(points, boxes[:, None]), geometry.visible_share(boxes, (1, 1, 2, 2)),
+        ]  # fmt: skip
+
+    for ours, jitted in zip(everything(BOXES, other), jax.jit(everything)(jnp.asarray(BOXES), jnp.asarray(other)), strict=True):
+        assert isinstance(ours, np.ndarray) and isinstance(jitted, jax.Array) and ours.dtype == jitted.dtype
+        np.testing.assert_allclose(ours, jitted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: geometry.box_area(np.zeros((3, 2))), r"shape of boxes is \(3, 2\), expected \[\.\.\., 4\]"),
+        (lambda: placements()[0].to_canvas(np.zeros(3)), r"expected \[\.\.\., 2\] or \[\.\.\., 4\]"),
+        (lambda: geometry.boxes_to_points(BOXES, "ring"), "kind is 'ring'"),  # type: ignore[arg-type]
+        (lambda: geometry.boxes_to_points(BOXES, "solid", 1), "per_side is 1, expected at least 2"),
+        (lambda: geometry.fit_size((0, 4), 8), r"size is \(0, 4\)"),
+        (lambda: Placement((4, 4), (0, 0, 4, 4), (9, 4), 8), r"valid_size is \(9, 4\), expected 1 to 8"),
+        (lambda: Placement((4, 4), (3, 0, 3, 4), (4, 4), 8), "crop is"),
+    ],
+)
+def test_errors_say_what_is_wrong(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
