@@ -1,0 +1,29 @@
+"""Settings of every test, made before JAX is first imported: eight fake CPU devices and a cache of compiled programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Folder of sample data, read in the publishers' own formats; tests that ask for it are skipped where it is absent."""
+    folder = os.environ.get("PIXEL_ALIGN_SAMPLES")
+    if not folder:
+        pytest.skip("$PIXEL_ALIGN_SAMPLES is unset: no sample data here")
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        raise FileNotFoundError(f"PIXEL_ALIGN_SAMPLES is {folder!r}, expected a folder. Set it to the samples or unset it.")
+    return path
