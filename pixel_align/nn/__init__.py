@@ -1,0 +1,1 @@
+"""Parts of models: no loss, no batch, no task in here."""

@@ -1,0 +1,40 @@
+"""Logical sharding constraints: a part names its axes, the mesh in force says where they go, no mesh means nothing."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+# Logical name of an activation's axis -> axes of the mesh that may split it. A name that is absent here is not split.
+LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),  # examples, or examples x regions
+    "heads": ("tensor",),  # attention heads
+    "mlp": ("tensor",),  # hidden width of an MLP
+    "vocabulary": ("tensor",),  # logits
+}
+
+
+def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """Asks the partitioner to lay x out by the logical names of its axes (None = not split).
+
+    No-op where no mesh is in force (`jax.set_mesh`). A mesh axis is left out where the mesh lacks it, where it is not
+    automatic (inside shard_map), and where the array's axis does not divide by it: one picture is predicted on eight
+    chips without a word. Raises ValueError where names and axes differ in number.
+    """
+    if len(names) != x.ndim:
+        raise ValueError(
+            f"The names are {tuple(names)}, expected {x.ndim}, one for each axis of {x.shape}. Name them all."
+        )
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    automatic = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    spec = []
+    for size, name in zip(x.shape, names, strict=True):
+        chosen: list[str] = []
+        for axis in LOGICAL_AXES.get(name, ()) if name else ():
+            if axis in automatic and size % mesh.shape[axis] == 0:
+                chosen.append(axis)
+                size //= mesh.shape[axis]
+        spec.append(tuple(chosen) or None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
