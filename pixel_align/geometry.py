@@ -1,9 +1,10 @@
 """Points and boxes: the only file in which a coordinate changes frame.
 
-Three frames exist. *Pixels* are those of the original picture, upright, x to the right and y down, (0, 0) the outer corner of the
-first pixel and (width, height) the outer corner of the last. *Fractions* are pixels divided by (width, height): the frame at rest
-in a data set. *Canvas* coordinates are in [0, 1] of the square canvas that the model sees: the frame of batches and of the model.
-Points are [..., 2] as xy, boxes are [..., 4] as xyxy. Every function takes NumPy or JAX arrays and answers in kind.
+Three frames exist. *Pixels* are those of the original picture, upright, x to the right and y down, (0, 0) the outer
+corner of the first pixel and (width, height) the outer corner of the last. *Fractions* are pixels divided by (width,
+height): the frame at rest in a data set. *Canvas* coordinates are in [0, 1] of the square canvas that the model sees:
+the frame of batches and of the model. Points are [..., 2] as xy, boxes are [..., 4] as xyxy. Every function takes NumPy
+or JAX arrays and answers in kind.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How a picture lies on the canvas: the rectangle `crop` of it, resized to `valid_size`, aligned top-left, perhaps mirrored.
+    """How a picture lies on the canvas: the rectangle `crop` of it, resized to `valid_size`, top-left, perhaps mirrored.
 
-    The scales of x and y are those of the resize that really happened: the rounding of the shorter side to whole pixels is in them.
+    The scales of x and y are those of the resize that really happened: the rounding of the shorter side to whole pixels
+    is in them.
     """
 
     original_size: Size  # (height, width) of the upright picture, in pixels
     crop: tuple[float, float, float, float]  # xyxy in pixels of the original: the part of the picture that is seen
-    valid_size: Size  # (height, width) of the part of the canvas that the picture covers, in canvas pixels; the rest is padding
+    valid_size: Size  # (height, width) of what the picture covers, in canvas pixels; the rest is padding
     canvas: int  # side of the square canvas, in canvas pixels
     flip: bool = False  # mirrored left to right, inside the valid part
 
     def __post_init__(self) -> None:
+        """Raises ValueError where the crop is empty or the picture does not fit the canvas."""
         x0, y0, x1, y1 = self.crop
         height, width = self.valid_size
         if not (x0 < x1 and y0 < y1):
@@ -50,12 +53,12 @@ class Placement:
 
     @property
     def valid_box(self) -> np.ndarray:
-        """float32[4]: the covered part of the canvas as a box in canvas coordinates, (0, 0, valid width, valid height)."""
+        """float32[4]: the covered part of the canvas as a box in canvas coordinates."""
         height, width = self.valid_size
         return np.asarray([0.0, 0.0, width / self.canvas, height / self.canvas], np.float32)
 
     def to_canvas(self, xy: Array) -> Array:
-        """Points [..., 2] or boxes [..., 4] in pixels of the original -> the same in canvas coordinates. Nothing is clipped."""
+        """Points [..., 2] or boxes [..., 4] in pixels of the original -> in canvas coordinates, unclipped."""
         x0, y0, _, _ = self.crop
         scale_x, scale_y = (scale / self.canvas for scale in self.scale)
         mirror = self.valid_size[1] / self.canvas
@@ -64,7 +67,7 @@ class Placement:
         return _like(xy, mirror - x if self.flip else x, y, self.flip)
 
     def to_original(self, xy: Array) -> Array:
-        """Points [..., 2] or boxes [..., 4] in canvas coordinates -> the same in pixels of the original: inverse of `to_canvas`."""
+        """Points [..., 2] or boxes [..., 4] in canvas coordinates -> in pixels of the original, unclipped."""
         x0, y0, _, _ = self.crop
         scale_x, scale_y = (scale / self.canvas for scale in self.scale)
         mirror = self.valid_size[1] / self.canvas
@@ -88,8 +91,9 @@ def to_fractions(xy: Array, size: Size) -> Array:
 def boxes_to_points(boxes: Array, kind: Literal["corner", "solid", "donut"] = "corner", per_side: int = 3) -> Array:
     """Boxes [..., 4] -> points [..., P, 2] that span them, any frame; `points_to_boxes` is the inverse for every kind.
 
-    corner: the two corners (x0, y0), (x1, y1), P = 2, the published target. solid: a grid of per_side x per_side points from edge to
-    edge, row by row, P = per_side^2. donut: the border of that grid, P = 4 (per_side - 1). Raises ValueError on per_side < 2.
+    corner: the two corners (x0, y0), (x1, y1), P = 2, the published target. solid: a grid of per_side x per_side points
+    from edge to edge, row by row, P = per_side^2. donut: the border of that grid, P = 4 (per_side - 1). Raises
+    ValueError on per_side < 2.
     """
     _check_last(boxes, (4,), "boxes")
     if per_side < 2:
@@ -131,7 +135,7 @@ def box_intersection(a: Array, b: Array) -> Array:
 
 
 def box_iou(a: Array, b: Array) -> Array:
-    """Intersection over union [...] of boxes, broadcast: pair by pair, or `box_iou(a[:, None], b[None])` for a table. 0 / 0 is 0."""
+    """Intersection over union [...] of boxes, broadcast; `box_iou(a[:, None], b[None])` is a table. 0 / 0 is 0."""
     xp = a.__array_namespace__()
     intersection = box_intersection(a, b)
     union = box_area(a) + box_area(b) - intersection
@@ -146,7 +150,7 @@ def box_centers(boxes: Array) -> Array:
 
 
 def clip_boxes(boxes: Array, within: Any) -> Array:
-    """Boxes [..., 4] cut to `within` (one xyxy box of the same frame); what lies outside becomes an empty box on its edge."""
+    """Boxes [..., 4] cut to one box `within` of the same frame; what lies outside becomes empty, on its edge."""
     _check_last(boxes, (4,), "boxes")
     xp = boxes.__array_namespace__()
     x0, y0, x1, y1 = within
@@ -156,11 +160,13 @@ def clip_boxes(boxes: Array, within: Any) -> Array:
 
 
 def clip_points(points: Array, within: Any) -> Array:
-    """Points [..., 2] moved to the nearest point of `within` (one xyxy box of the same frame)."""
+    """Points [..., 2] moved to the nearest point of one box `within` of the same frame."""
     _check_last(points, (2,), "points")
     xp = points.__array_namespace__()
     x0, y0, x1, y1 = within
-    return xp.minimum(xp.maximum(points, xp.asarray([x0, y0], dtype=points.dtype)), xp.asarray([x1, y1], dtype=points.dtype))
+    return xp.minimum(
+        xp.maximum(points, xp.asarray([x0, y0], dtype=points.dtype)), xp.asarray([x1, y1], dtype=points.dtype)
+    )
 
 
 def points_inside(points: Array, boxes: Array) -> Array:
@@ -174,8 +180,9 @@ def points_inside(points: Array, boxes: Array) -> Array:
 def visible_share(boxes: Array, within: Any) -> Array:
     """Boxes [..., 4], one box `within` of the same frame -> the share [...] in [0, 1] of each that lies inside.
 
-    After a crop, `visible_share(placement.to_canvas(boxes), placement.valid_box) >= 0.5` says which boxes survive. The share is one of
-    area; a box without extent along an axis (a trace that is a line or a point) counts along that axis as all inside or all outside.
+    After a crop, `visible_share(placement.to_canvas(boxes), placement.valid_box) >= 0.5` says which boxes survive. The
+    share is one of area; a box without extent along an axis (a trace that is a line or a point) counts along that axis
+    as all inside or all outside.
     """
     xp = boxes.__array_namespace__()
     cut = clip_boxes(boxes, within)
@@ -185,7 +192,7 @@ def visible_share(boxes: Array, within: Any) -> Array:
 
 
 def fit_size(size: Size, longest: float) -> Size:
-    """(height, width) of a picture -> whole pixels of the same shape with the longest side `longest`; no side falls below 1."""
+    """(height, width) -> the same shape with the longest side `longest`, in whole pixels, none below 1."""
     height, width = size
     if height < 1 or width < 1:
         raise ValueError(f"size is {size}, expected at least 1 by 1 pixel. Skip empty pictures.")
@@ -212,4 +219,6 @@ def _like(xy: Array, x: Array, y: Array, mirrored: bool = False) -> Array:
 def _check_last(array: Array, sizes: tuple[int, ...], what: str) -> None:
     if not array.ndim or array.shape[-1] not in sizes:
         expected = " or ".join(f"[..., {size}]" for size in sizes)
-        raise ValueError(f"shape of {what} is {tuple(array.shape)}, expected {expected}. Points are xy, boxes are xyxy.")
+        raise ValueError(
+            f"shape of {what} is {tuple(array.shape)}, expected {expected}. Points are xy, boxes are xyxy."
+        )

@@ -45,6 +45,12 @@ def test_to_canvas_by_hand() -> None:
     assert whole.scale == (0.15, 0.15)
 
 
+def test_a_flip_mirrors_the_valid_part_not_the_canvas() -> None:
+    portrait = Placement((640, 480), (0, 0, 480, 640), (96, 72), 96, flip=True)
+    np.testing.assert_allclose(portrait.to_canvas(np.asarray([0.0, 0.0])), [0.75, 0])
+    np.testing.assert_allclose(portrait.to_canvas(np.asarray([480.0, 0.0])), [0, 0], atol=1e-9)
+
+
 def test_a_flipped_box_keeps_its_corners_in_order() -> None:
     flipped = placements()[2]
     np.testing.assert_allclose(flipped.to_canvas(np.asarray([0.0, 48, 64, 96])), [0.9, 0.075, 1.0, 0.15])
@@ -62,7 +68,9 @@ def test_fractions_and_pixels() -> None:
     np.testing.assert_allclose(geometry.to_fractions(np.asarray([50.0, 25, 200, 100]), (100, 200)), [0.25, 0.25, 1, 1])
 
 
-@pytest.mark.parametrize(("kind", "per_side", "count"), [("corner", 2, 2), ("solid", 3, 9), ("donut", 4, 12), ("donut", 2, 4)])
+@pytest.mark.parametrize(
+    ("kind", "per_side", "count"), [("corner", 2, 2), ("solid", 3, 9), ("donut", 4, 12), ("donut", 2, 4)]
+)
 def test_points_span_their_box(kind: str, per_side: int, count: int) -> None:
     points = geometry.boxes_to_points(BOXES, kind, per_side)
     assert points.shape == (3, count, 2) and points.dtype == np.float32
@@ -100,7 +108,16 @@ def test_iou_of_empty_boxes_is_zero_with_a_finite_gradient() -> None:
 
 def test_visible_share() -> None:
     within = [0, 0, 1, 1]
-    boxes = np.asarray([[0.2, 0.2, 0.4, 0.4], [0.5, 0.5, 1.5, 1.5], [2, 2, 3, 3], [-1, 0, 1, 1], [0.5, 0.5, 0.5, 1.5], [2, 0.5, 2, 0.6]])
+    boxes = np.asarray(
+        [
+            [0.2, 0.2, 0.4, 0.4],
+            [0.5, 0.5, 1.5, 1.5],
+            [2, 2, 3, 3],
+            [-1, 0, 1, 1],
+            [0.5, 0.5, 0.5, 1.5],
+            [2, 0.5, 2, 0.6],
+        ]
+    )
     np.testing.assert_allclose(geometry.visible_share(boxes, within), [1, 0.25, 0, 0.5, 0.5, 0])
     np.testing.assert_allclose(geometry.visible_share(np.asarray([[0.5, 0.5, 0.5, 0.5]]), within), [1])
 
@@ -108,12 +125,16 @@ def test_visible_share() -> None:
 def test_clipping() -> None:
     within = (0, 0, 1, 0.5)
     np.testing.assert_allclose(geometry.clip_boxes(np.asarray([-1.0, 0.2, 0.5, 2]), within), [0, 0.2, 0.5, 0.5])
+    np.testing.assert_allclose(
+        geometry.clip_boxes(np.asarray([-1.0, -1, -1, -1]), (0.1, 0.2, 0.3, 0.4)), [0.1, 0.2, 0.1, 0.2]
+    )
     np.testing.assert_allclose(geometry.clip_points(np.asarray([-1.0, 2.0]), within), [0, 0.5])
     np.testing.assert_allclose(geometry.box_centers(np.asarray([0.0, 0, 1, 0.5])), [0.5, 0.25])
 
 
 @pytest.mark.parametrize(
-    ("size", "longest", "expected"), [((480, 640), 96, (72, 96)), ((1, 1000), 64, (1, 64)), ((3, 5), 7, (4, 7)), ((333, 500), 384, (256, 384))]
+    ("size", "longest", "expected"),
+    [((480, 640), 96, (72, 96)), ((1, 1000), 64, (1, 64)), ((3, 5), 7, (4, 7)), ((333, 500), 384, (256, 384))],
 )
 def test_fit_size(size: tuple[int, int], longest: float, expected: tuple[int, int]) -> None:
     assert geometry.fit_size(size, longest) == expected
@@ -126,12 +147,22 @@ def test_numpy_and_jax_agree_under_jit() -> None:
     def everything(boxes: geometry.Array, others: geometry.Array) -> list[geometry.Array]:
         points = geometry.boxes_to_points(boxes, "solid", 3)
         return [
-            placement.to_canvas(boxes), placement.to_original(points), geometry.to_pixels(points, (3, 4)), geometry.to_fractions(boxes, (3, 4)),
-            geometry.points_to_boxes(points), geometry.box_iou(boxes, others), geometry.box_centers(boxes), geometry.clip_boxes(boxes, (1, 1, 2, 2)),
-            geometry.clip_points(points, (1, 1, 2, 2)), geometry.points_inside(points, boxes[:, None]), geometry.visible_share(boxes, (1, 1, 2, 2)),
-        ]  # fmt: skip
+            placement.to_canvas(boxes),
+            placement.to_original(points),
+            geometry.to_pixels(points, (3, 4)),
+            geometry.to_fractions(boxes, (3, 4)),
+            geometry.points_to_boxes(points),
+            geometry.box_iou(boxes, others),
+            geometry.box_centers(boxes),
+            geometry.clip_boxes(boxes, (1, 1, 2, 2)),
+            geometry.clip_points(points, (1, 1, 2, 2)),
+            geometry.points_inside(points, boxes[:, None]),
+            geometry.visible_share(boxes, (1, 1, 2, 2)),
+        ]
 
-    for ours, jitted in zip(everything(BOXES, other), jax.jit(everything)(jnp.asarray(BOXES), jnp.asarray(other)), strict=True):
+    for ours, jitted in zip(
+        everything(BOXES, other), jax.jit(everything)(jnp.asarray(BOXES), jnp.asarray(other)), strict=True
+    ):
         assert isinstance(ours, np.ndarray) and isinstance(jitted, jax.Array) and ours.dtype == jitted.dtype
         np.testing.assert_allclose(ours, jitted, rtol=1e-5, atol=1e-5)
 
