@@ -74,8 +74,8 @@ class Vocabulary(abc.ABC):
     def words(self, ids: Sequence[int] | np.ndarray) -> list[tuple[str, list[int]]]:
         """The words of a token sequence, each with the positions in `ids` of the tokens that spell it.
 
-        Words are those of `text_alignment.split_words`, the same notion that places were given to in training; tokens of
-        white space and of punctuation between words belong to none.
+        Words are those of `text_alignment.split_words`, those that are given places in training; tokens of white
+        space and of punctuation between words belong to none.
         """
         text, token_spans = self.decode_with_spans(ids)
         word_spans = split_words(text)
@@ -103,7 +103,9 @@ class SentencePieceVocabulary(Vocabulary):
     def __init__(self, path: str | os.PathLike[str], *, extra_ids: int = 100, multiple_of: int = 128) -> None:
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"vocabulary is {str(path)!r}, expected a SentencePiece .model file. Check the path.")
+            raise FileNotFoundError(
+                f"vocabulary is {str(path)!r}, expected a SentencePiece .model file. Check the path."
+            )
         self._model = path.read_bytes()
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
@@ -129,7 +131,7 @@ class SentencePieceVocabulary(Vocabulary):
     def encode_with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """See Vocabulary. Normalisation (NFKC, repeated spaces) moves no span: spans are those of the original text.
 
-        One character that normalises to several pieces (a half sign to "1", a slash and "2") is the span of each of them.
+        A character that normalises to several pieces (a half sign to "1", a slash and "2") is the span of each of them.
         """
         encoded = self._processor.encode(text, return_type="offset_mapping")
         ids = np.asarray(encoded["ids"], np.int32)
@@ -148,7 +150,9 @@ class SentencePieceVocabulary(Vocabulary):
         """See Vocabulary. Sentinels and the rows that only round the table up decode as unknown."""
         tokens = np.asarray(ids, np.int64)
         if tokens.ndim != 1:
-            raise ValueError(f"ids is an array of shape {tokens.shape}, expected one dimension. Decode one text at a time.")
+            raise ValueError(
+                f"ids is an array of shape {tokens.shape}, expected one dimension. Decode one text at a time."
+            )
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self.size):
             raise ValueError(
                 f"ids is from {tokens.min()} to {tokens.max()}, expected 0 to {self.size - 1}. "
@@ -185,10 +189,13 @@ def load_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
         path = path / SentencePieceVocabulary.filename
     if not path.is_file():
         raise FileNotFoundError(
-            f"vocabulary is {str(path)!r}, expected an existing file. Give a SentencePiece .model file or a checkpoint folder."
+            f"vocabulary is {str(path)!r}, expected an existing file. "
+            "Give a SentencePiece .model file or a checkpoint folder."
         )
     if path.suffix != ".model":
-        raise ValueError(f"vocabulary is {str(path)!r}, expected a file that ends in .model (SentencePiece). Check the path.")
+        raise ValueError(
+            f"vocabulary is {str(path)!r}, expected a file that ends in .model (SentencePiece). Check the path."
+        )
     return SentencePieceVocabulary(path)
 
 
@@ -229,7 +236,9 @@ def train_sentencepiece(
     path = Path(path)
     sentences = [line for line in lines if line.strip()]
     if not sentences:
-        raise ValueError("corpus is empty, expected at least one line of text. Check the files that the lines come from.")
+        raise ValueError(
+            "corpus is empty, expected at least one line of text. Check the files that the lines come from."
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -253,7 +262,7 @@ def train_sentencepiece(
             ) from error
         if bound := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
             raise ValueError(
-                f"vocab_size is {vocab_size}, expected at least {bound[1]}, one piece for each character of this corpus. "
+                f"vocab_size is {vocab_size}, expected at least {bound[1]}, one piece for each character. "
                 "Give a larger vocab_size or a smaller character_coverage."
             ) from error
         raise

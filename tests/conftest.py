@@ -25,5 +25,7 @@ def samples() -> Path:
         pytest.skip("$PIXEL_ALIGN_SAMPLES is unset: no sample data here")
     path = Path(folder).resolve()
     if not path.is_dir():
-        raise FileNotFoundError(f"PIXEL_ALIGN_SAMPLES is {folder!r}, expected a folder. Set it to the samples or unset it.")
+        raise FileNotFoundError(
+            f"PIXEL_ALIGN_SAMPLES is {folder!r}, expected a folder. Set it to the samples or unset it."
+        )
     return path

@@ -57,7 +57,9 @@ def test_the_published_vocabulary_has_its_published_ids(t5: SentencePieceVocabul
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_spans_are_characters_of_the_original_text(vocabulary: SentencePieceVocabulary, text: str, tmp_path: Path) -> None:
+def test_spans_are_characters_of_the_original_text(
+    vocabulary: SentencePieceVocabulary, text: str, tmp_path: Path
+) -> None:
     """Against the byte offsets of SentencePiece's proto, read here by decoding prefixes of the bytes."""
     ids, spans = vocabulary.encode_with_spans(text)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary.save(tmp_path)))
