@@ -1,4 +1,4 @@
-"""Settings of every test, made before JAX is first imported: eight fake CPU devices and a cache of compiled programs."""
+"""Settings of all tests, made before JAX is first imported: eight fake CPU devices, a cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
-    """Folder of sample data, read in the publishers' own formats; tests that ask for it are skipped where it is absent."""
+    """Folder of sample data in the publishers' own formats; tests that ask for it are skipped where it is unset."""
     folder = os.environ.get("PIXEL_ALIGN_SAMPLES")
     if not folder:
         pytest.skip("$PIXEL_ALIGN_SAMPLES is unset: no sample data here")
     path = Path(folder).resolve()
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"PIXEL_ALIGN_SAMPLES is {folder!r}, expected a folder. Set it to the samples or unset it."
-        )
+        raise FileNotFoundError(f"PIXEL_ALIGN_SAMPLES is {folder!r}, expected a folder. Correct or unset it.")
     return path

@@ -1,4 +1,4 @@
-"""Tokens, characters and words: spans agree with SentencePiece's own byte offsets and with the words that were written."""
+"""Tokens, characters and words: spans agree with SentencePiece's byte offsets and with the words that were written."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS), model_prefix=str(without_pad.with_suffix("")), vocab_size=48, minloglevel=2
     )
-    with pytest.raises(ValueError, match="pad_id of .* is not set"):
+    with pytest.raises(ValueError, match=r"pad_id of .* is not set"):
         load_vocabulary(without_pad)
 
 
