@@ -11,7 +11,9 @@ PARITY := .venv-parity
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY_INSTALLED := $(PARITY)/.installed
-, := ,
+# In variables, as a comma would part the arguments of $(call).
+NEEDS = -e '.[data,plots,dev]'
+PARITY_NEEDS = -e '.[convert,eval,dev]' 'torch>=2.13,<2.14' 'transformers>=5.23,<6'
 
 # The first of these that runs and is 3.11 to 3.13. A name on the path may be a shim that does not run, so each is tried.
 CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
@@ -23,7 +25,7 @@ REFUSED = Python is $(shell $(or $(PYTHON),python3) --version 2>&1 | head -n 1),
 # $(call environment,FOLDER): a virtual environment, by uv if it is there, else by Python itself.
 environment = if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python "$(FOUND)" $(1); \
   else "$(FOUND)" -m venv $(1); fi
-# $(call install,FOLDER,WHAT): byte-compiled in any case, as importing uncompiled TensorFlow takes 9 s each time.
+# $(call install,FOLDER,WHAT): byte-compiled in any case, as TensorFlow takes 9 s to import when it is not.
 install = if command -v uv >/dev/null; then uv pip install --python $(1)/bin/python --compile-bytecode $(2); \
   else $(1)/bin/python -m pip install --disable-pip-version-check $(2); fi
 
@@ -42,7 +44,7 @@ venv: $(INSTALLED)
 $(INSTALLED): setup.py pyproject.toml
 	$(if $(FOUND),,$(error $(REFUSED)))
 	@$(call environment,$(VENV))
-	@$(call install,$(VENV),-e '.[data,plots,dev]')
+	@$(call install,$(VENV),$(NEEDS))
 	@touch $@
 
 demo: $(INSTALLED)
@@ -71,7 +73,7 @@ parity: $(PARITY_INSTALLED)
 $(PARITY_INSTALLED): setup.py pyproject.toml
 	$(if $(FOUND),,$(error $(REFUSED)))
 	@$(call environment,$(PARITY))
-	@$(call install,$(PARITY),-e '.[convert,eval,dev]' 'torch>=2.13$(,)<2.14' 'transformers>=5.23$(,)<6')
+	@$(call install,$(PARITY),$(PARITY_NEEDS))
 	@touch $@
 
 clean:
