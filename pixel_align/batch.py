@@ -1,0 +1,169 @@
+"""The contract between data and models: what a batch is and what a model answers.
+
+Letters in shapes: B batch, N regions of a picture, M prompts (1 where all regions share one prompt, else N), T text,
+C instruction, P points of a token, R ground-truth regions, L pieces of a region's phrase, H W canvas, h w grid of the
+image features, Q queries, D width, V vocabulary.
+
+Frames: every coordinate is xy in [0, 1] of the square canvas, boxes are xyxy. What is absent is said by boolean masks,
+never by special coordinates or by the value zero.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = Any  # numpy on the host, jax inside a step, jax.ShapeDtypeStruct in a spec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How much each example counts in each loss; 0 switches a loss off. All Float[B]."""
+
+    text: Array
+    point: Array
+    region: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch of pictures with their regions.
+
+    Attributes:
+      images: UInt8[B, H, W, 3], RGB, the picture in the top left corner of a square canvas, zeros elsewhere.
+      valid_size: Int32[B, 2], (height, width) in canvas pixels of the part that holds the picture.
+      prompt_boxes: Float32[B, M, 4], the location handed to the model; the whole picture where nothing is asked for.
+      instruction_tokens: Int32[B, N, C], the words that ask; instruction_mask: Bool[B, N, C].
+      text_tokens: Int32[B, N, T], BOS w1 .. wn EOS and padding; text_mask: Bool[B, N, T] covers BOS to EOS.
+      token_points: Float32[B, N, T, P, 2], the place of each token; what it holds where `locate` is False is ignored.
+      locate: Bool[B, N, T], the tokens that have a place.
+      valid: Bool[B, N], which regions exist (False pads N, and pads the last batch of an evaluation).
+      weights: per example, per loss.
+      region_boxes: Float32[B, R, 4] and region_mask: Bool[B, R], the objects of the picture, for the dense first
+        stage and the detector; None where the data has none.
+      region_tokens: Int32[B, R, L] and region_token_mask: Bool[B, R, L], the pieces of each object's phrase.
+    """
+
+    images: Array
+    valid_size: Array
+    prompt_boxes: Array
+    instruction_tokens: Array
+    instruction_mask: Array
+    text_tokens: Array
+    text_mask: Array
+    token_points: Array
+    locate: Array
+    valid: Array
+    weights: Weights
+    region_boxes: Array | None = None
+    region_mask: Array | None = None
+    region_tokens: Array | None = None
+    region_token_mask: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RegionOutputs:
+    """What a place of the image (a grid cell, a query) says about the object it is responsible for.
+
+    Attributes:
+      objectness: Float[B, K], logit: an object covers this anchor.
+      boxes: Float[B, K, 4], xyxy in [0, 1] of the canvas.
+      pieces: Float[B, K, V], logits: this piece of the vocabulary occurs in the object's phrase.
+    """
+
+    objectness: Array
+    boxes: Array
+    pieces: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What `PixelLLM.__call__` answers; None where a head is absent.
+
+    Attributes:
+      text_features: Float[B, N, T, D], last decoder states with the vocabulary layer's dropout applied.
+      vocabulary_kernel: Float[D, V], text_features @ vocabulary_kernel are the logits. The loss multiplies in chunks,
+        so that [B, N, T, V] never exists.
+      points: Float32[B, N, T, P, 2], the place of each token that was read.
+      map_regions: one RegionOutputs for the cells of the image map, K = h * w, row by row.
+      query_regions: one RegionOutputs for the queries of the prompt extractor, K = Q.
+    """
+
+    text_features: Array
+    vocabulary_kernel: Array
+    points: Array
+    map_regions: RegionOutputs | None = None
+    query_regions: RegionOutputs | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The static sizes of a batch, from which `spec` makes every array's shape.
+
+    Attributes:
+      canvas: side of the square canvas in pixels.
+      regions: N. prompts: M, 1 or N.
+      text: T, BOS and EOS included. instruction: C, 0 for none.
+      points: P. objects: R, 0 for no region targets. phrase: L.
+    """
+
+    canvas: int
+    regions: int = 1
+    prompts: int = 1
+    text: int = 64
+    instruction: int = 0
+    points: int = 2
+    objects: int = 0
+    phrase: int = 8
+
+
+def spec(shape: Shape, batch_size: int) -> Batch:
+    """The abstract batch (jax.ShapeDtypeStruct leaves) of `batch_size` examples."""
+    b, n, s = batch_size, shape.regions, shape.canvas
+
+    def array(dtype: Any, *dims: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((b, *dims), dtype)
+
+    objects = shape.objects > 0
+    return Batch(
+        images=array(np.uint8, s, s, 3),
+        valid_size=array(np.int32, 2),
+        prompt_boxes=array(np.float32, shape.prompts, 4),
+        instruction_tokens=array(np.int32, n, shape.instruction),
+        instruction_mask=array(np.bool_, n, shape.instruction),
+        text_tokens=array(np.int32, n, shape.text),
+        text_mask=array(np.bool_, n, shape.text),
+        token_points=array(np.float32, n, shape.text, shape.points, 2),
+        locate=array(np.bool_, n, shape.text),
+        valid=array(np.bool_, n),
+        weights=Weights(text=array(np.float32), point=array(np.float32), region=array(np.float32)),
+        region_boxes=array(np.float32, shape.objects, 4) if objects else None,
+        region_mask=array(np.bool_, shape.objects) if objects else None,
+        region_tokens=array(np.int32, shape.objects, shape.phrase) if objects else None,
+        region_token_mask=array(np.bool_, shape.objects, shape.phrase) if objects else None,
+    )
+
+
+def zeros(shape: Shape, batch_size: int) -> Batch:
+    """A batch of zeros (numpy), for initialisation and compilation."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), spec(shape, batch_size))
+
+
+def check(batch: Batch, expected: Batch) -> None:
+    """Raises ValueError that names every field of `batch` whose shape or dtype differs from `expected` (a `spec`)."""
+    got_leaves = jax.tree_util.tree_leaves_with_path(batch)
+    want_leaves = jax.tree_util.tree_leaves_with_path(expected)
+    got = {jax.tree_util.keystr(k): (tuple(v.shape), np.dtype(v.dtype)) for k, v in got_leaves}
+    want = {jax.tree_util.keystr(k): (tuple(v.shape), np.dtype(v.dtype)) for k, v in want_leaves}
+    faults = [
+        f"batch{k} is {got.get(k, 'absent')}, expected {want.get(k, 'absent')}"
+        for k in sorted(got.keys() | want.keys())
+        if got.get(k) != want.get(k)
+    ]
+    if faults:
+        raise ValueError("; ".join(faults) + ". The data settings and the model's batch_spec disagree.")

@@ -1,0 +1,391 @@
+"""Examples of seqio tasks -> batches of arrays: in an order that is a function of seed and epoch, from a position that is a count.
+
+A Task ends in encoded pictures, text and places in fractions of the picture. Here they are decoded, augmented, laid on the
+canvas, tokenised, cut and padded, by the same numpy code that prediction uses. TensorFlow reads and shuffles records, which are
+still encoded: a resumed run skips them without decoding anything.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from pixel_align import geometry, image, text
+from pixel_align.batch import Batch, Shape, Weights, check, spec
+
+Example = Mapping[str, Any]
+Position = dict[str, Any]  # {"drawn": examples so far, "tasks": {task: [epoch, examples of it]}}, JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of a training picture; evaluation never has any."""
+
+    scale: tuple[float, float] = (1.0, 1.0)  # longest side to canvas * this, then a random crop; (1, 1) for none
+    flip_rate: float = 0.0  # mirrored left to right; wrong for text that names a side
+    keep: float = 0.5  # a word keeps its place if this share of its box is still seen
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a run reads."""
+
+    modules: tuple[str, ...] = ("data_pipelines.localized_narratives",)  # register the tasks; imported by name
+    mixture: str = "localized_narratives_coco"  # a seqio task or mixture
+    split: str = "train"
+    dir: str = ""  # folder of the built sets; "" for $TFDS_DATA_DIR
+    vocabulary: str = ""  # SentencePiece .model file; a checkpoint folder holds its own copy
+    batch_size: int = 256  # over all processes
+    seed: int = 0  # of the order and of the augmentation
+    shuffle_buffer: int = 10_000  # encoded records
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    workers: int = 4  # threads that decode
+    prefetch: int = 4  # batches held ready
+
+
+class PixelFeatureConverter:
+    """Turns an example of a Task into one row of a batch; it alone knows the canvas, T, C, N and the vocabulary."""
+
+    def __init__(self, shape: Shape, vocabulary: text.Vocabulary, augment: Augment | None = None) -> None:
+        self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
+
+    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> Batch:
+        """One example -> a Batch without its leading axis; augmented if `rng` is given.
+
+        Raises:
+          ValueError: a picture that cannot be read, with the example's id.
+        """
+        try:
+            pixels = image.read_image(example["image"])
+        except image.ImageError as error:
+            raise ValueError(
+                f"the picture of example {_string(example['example_id'])!r} cannot be read: {error}. Build the set again."
+            ) from error
+        canvas = self.shape.canvas
+        if rng is not None and (self.augment.scale != (1.0, 1.0) or self.augment.flip_rate):
+            pixels, placement = image.random_resize_crop(
+                pixels, canvas, rng, scale=self.augment.scale, flip_rate=self.augment.flip_rate
+            )
+        else:
+            pixels, placement = image.fit_to_canvas(pixels, canvas)
+        tokens, mask, points, locate = self._text(example, placement)
+        asks, asks_mask = self._padded([self.vocabulary.encode(_string(example["instruction"]))], self.shape.instruction)
+        return Batch(
+            images=pixels,
+            valid_size=np.asarray(placement.valid_size, np.int32),
+            prompt_boxes=np.tile(placement.valid_box, (self.shape.prompts, 1)).astype(np.float32),
+            instruction_tokens=self._regions(asks),
+            instruction_mask=self._regions(asks_mask),
+            text_tokens=self._regions(tokens[None]),
+            text_mask=self._regions(mask[None]),
+            token_points=self._regions(points[None]),
+            locate=self._regions(locate[None]),
+            valid=self._regions(np.ones(1, bool)),
+            weights=Weights(
+                text=np.float32(1), point=np.float32(locate.any()), region=np.float32(len(example["object_boxes"]) > 0)
+            ),
+            **self._objects(example, placement),
+        )
+
+    def _text(
+        self, example: Example, placement: geometry.Placement
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens [T], their mask [T], points [T, P, 2] and which of them have a place [T]."""
+        length = self.shape.text
+        ids, spans = self.vocabulary.encode_with_spans(_string(example["text"]))
+        # A text that is cut does not end where it was cut: no end token then.
+        spoken = [self.vocabulary.bos_id, *ids.tolist(), self.vocabulary.eos_id][:length]
+        tokens, mask = np.full(length, self.vocabulary.pad_id, np.int32), np.zeros(length, bool)
+        tokens[: len(spoken)], mask[: len(spoken)] = spoken, True
+
+        points, locate = np.zeros((length, self.shape.points, 2), np.float32), np.zeros(length, bool)
+        words = text.tokens_of_words(spans, example["word_spans"])[: length - 1]
+        if len(example["word_boxes"]) and len(words):
+            boxes, kept = self._seen(np.asarray(example["word_boxes"], np.float32), placement)
+            kept &= np.asarray(example["word_located"], bool)
+            known = words >= 0
+            # Token t stands at t + 1, behind BOS.
+            locate[1 : len(words) + 1] = known & kept[words]
+            points[1 : len(words) + 1] = geometry.boxes_to_points(boxes, "corner")[words]
+            points[~locate] = 0
+        return tokens, mask, points, locate
+
+    def _objects(self, example: Example, placement: geometry.Placement) -> dict[str, np.ndarray]:
+        """The object targets of the dense first stage; empty without them."""
+        r, phrase = self.shape.objects, self.shape.phrase
+        if not r:
+            return {}
+        boxes, kept = self._seen(np.asarray(example["object_boxes"], np.float32).reshape(-1, 4), placement)
+        chosen = np.flatnonzero(kept)[:r]
+        names = [_string(example["object_names"][i]) for i in chosen]
+        # A phrase is a set of pieces here: each counts once.
+        ids = [np.asarray(list(dict.fromkeys(self.vocabulary.encode(name).tolist())), np.int32) for name in names]
+        tokens, mask = self._padded(ids, phrase)
+        return {
+            "region_boxes": _pad(boxes[chosen], r),
+            "region_mask": _pad(np.ones(len(chosen), bool), r),
+            "region_tokens": _pad(tokens, r),
+            "region_token_mask": _pad(mask, r),
+        }
+
+    def _seen(self, boxes: np.ndarray, placement: geometry.Placement) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [K, 4] in fractions -> boxes in canvas coordinates, cut to what is seen, and which are seen enough."""
+        boxes = placement.to_canvas(geometry.to_pixels(boxes, placement.original_size))
+        kept = geometry.visible_share(boxes, placement.valid_box) >= self.augment.keep
+        return geometry.clip_boxes(boxes, placement.valid_box).astype(np.float32), kept
+
+    def _padded(self, ids: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token lists -> Int32[K, length] cut and padded, and their mask."""
+        tokens = np.full((len(ids), length), self.vocabulary.pad_id, np.int32)
+        mask = np.zeros((len(ids), length), bool)
+        for row, one in enumerate(ids):
+            one = one[:length]
+            tokens[row, : len(one)], mask[row, : len(one)] = one, True
+        return tokens, mask
+
+    def _regions(self, rows: np.ndarray) -> np.ndarray:
+        """[k, ...] -> [N, ...], padded with zeros."""
+        return _pad(rows, self.shape.regions)
+
+
+class Stream:
+    """Batches of a mixture for ever, from a position on. Iterate it; close it (or use it as a context) when done.
+
+    Every item is (batch, position): the position to save with the step that consumes this batch.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        converter: PixelFeatureConverter,
+        position: Position | None = None,
+        process: tuple[int, int] | None = None,
+    ) -> None:
+        """process: (index, count) of this process, the real ones by default.
+
+        Raises:
+          ValueError: unknown mixture, split or module; a batch size that the processes do not divide.
+        """
+        self._index, self._count = process or (jax.process_index(), jax.process_count())
+        if config.batch_size % self._count:
+            raise ValueError(
+                f"data.batch_size is {config.batch_size}, expected a multiple of the {self._count} processes. Change it."
+            )
+        self._config, self._converter = config, converter
+        tasks = rates(config)
+        self._names = list(tasks)
+        self._probabilities = np.asarray(list(tasks.values()), np.float64) / sum(tasks.values())
+        self._sources = {
+            name: dataset(config, name, config.split, shard=(self._index, self._count)) for name in self._names
+        }
+        self._position: Position = position or {"drawn": 0, "tasks": {name: [0, 0] for name in self._names}}
+        if set(self._position["tasks"]) != set(self._names):
+            raise ValueError(
+                f"the saved position is one of tasks {sorted(self._position['tasks'])}, expected {sorted(self._names)}. "
+                "Resume with the mixture that the run began with, or start a new run from its weights (init.checkpoint)."
+            )
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, config.prefetch))
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="pixel_align-data", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[tuple[Batch, Position]]:
+        return self
+
+    def __next__(self) -> tuple[Batch, Position]:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the reading thread and drops what it holds ready."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._queue.get(timeout=0.05)
+        self._thread.join()
+
+    def _examples(self, name: str) -> Iterator[tuple[Example, int, int]]:
+        """Examples of one task for ever, each with its epoch and its place in the epoch."""
+        epoch, skip = self._position["tasks"][name]
+        for epoch in itertools.count(epoch):
+            order = self._sources[name].shuffle(
+                self._config.shuffle_buffer,
+                seed=int(np.random.SeedSequence([self._config.seed, epoch]).generate_state(1)[0]),
+                reshuffle_each_iteration=False,
+            )
+            index = skip - 1
+            for index, example in enumerate(order.skip(skip).as_numpy_iterator(), start=skip):
+                yield example, epoch, index
+            if index < 0:
+                raise ValueError(
+                    f"task {name!r} has no example in split {self._config.split!r} for process {self._index}, "
+                    "expected at least one. Check data.dir and data.split."
+                )
+            skip = 0
+
+    def _fill(self) -> None:
+        try:
+            streams = {name: self._examples(name) for name in self._names}
+            tasks = {name: tuple(at) for name, at in self._position["tasks"].items()}
+            drawn = self._position["drawn"]
+            per_process = self._config.batch_size // self._count
+            with concurrent.futures.ThreadPoolExecutor(max(1, self._config.workers)) as pool:
+                ready: collections.deque[Any] = collections.deque()
+                while not self._stopped.is_set():
+                    rows = []
+                    for _ in range(per_process):
+                        seed = [self._config.seed, self._index, drawn]
+                        name = self._names[0]
+                        if len(self._names) > 1:
+                            name = np.random.default_rng([*seed, 1]).choice(self._names, p=self._probabilities)
+                        example, epoch, index = next(streams[name])
+                        tasks[name] = (epoch, index + 1)
+                        drawn += 1
+                        rows.append(pool.submit(self._converter, example, np.random.default_rng([*seed, 2])))
+                    position = {"drawn": drawn, "tasks": {k: list(v) for k, v in tasks.items()}}
+                    ready.append((rows, position))
+                    # A second batch is decoded while the first is put together.
+                    while len(ready) > 1 or (ready and self._stopped.is_set()):
+                        rows, position = ready.popleft()
+                        self._put((stack([row.result() for row in rows]), position))
+        except Exception as error:  # the consumer raises it, in its own thread
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return
+
+
+def evaluation_batches(
+    config: DataConfig,
+    task: str,
+    split: str,
+    converter: PixelFeatureConverter,
+    batch_size: int,
+    limit: int = 0,
+    process: tuple[int, int] | None = None,
+) -> Iterator[tuple[Batch, list[Example]]]:
+    """Every example of a task once, in order, never augmented: (batch, its examples); the last batch is padded.
+
+    Args:
+      batch_size: per process. limit: at most so many examples per process; 0 for all.
+    """
+    source = dataset(config, task, split, shard=process or (jax.process_index(), jax.process_count()))
+    examples = itertools.islice(source.as_numpy_iterator(), limit or None)
+    with concurrent.futures.ThreadPoolExecutor(max(1, config.workers)) as pool:
+        while group := list(itertools.islice(examples, batch_size)):
+            rows = list(pool.map(converter, group))
+            while len(rows) < batch_size:
+                rows.append(dataclasses.replace(rows[0], valid=np.zeros_like(rows[0].valid)))
+            yield stack(rows), group
+
+
+def rates(config: DataConfig) -> dict[str, float]:
+    """Task name -> mixing rate of the mixture (or single task) that the config names.
+
+    Raises:
+      ValueError: a module that cannot be imported, or a name that none of them registers.
+    """
+    import seqio
+
+    register(config)
+    name = config.mixture
+    if name in seqio.MixtureRegistry.names():
+        mixture = seqio.MixtureRegistry.get(name)
+        return {task.name: float(mixture.get_rate(task)) for task in mixture.tasks}
+    if name in seqio.TaskRegistry.names():
+        return {name: 1.0}
+    raise ValueError(unknown_task(name, config))
+
+
+def register(config: DataConfig) -> None:
+    """Imports the modules that register the tasks."""
+    for module in config.modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise
+            raise ValueError(
+                f"data.modules has {module!r}, expected an importable module. Install the project, or run from its folder."
+            ) from error
+
+
+def unknown_task(name: str, config: DataConfig) -> str:
+    """The message for a task or mixture that does not exist."""
+    import difflib
+
+    import seqio
+
+    known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+    return f"task is {name!r}, expected one that {', '.join(config.modules)} registers. {hint}"
+
+
+def dataset(config: DataConfig, name: str, split: str, shard: tuple[int, int]) -> Any:
+    """The tf.data.Dataset of one task's examples of one process, in the order of the files, pictures still encoded.
+
+    Raises:
+      ValueError: unknown task or split, or a data folder without the set.
+    """
+    import seqio
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    register(config)
+    if name not in seqio.TaskRegistry.names():
+        raise ValueError(unknown_task(name, config))
+    task = seqio.TaskRegistry.get(name)
+    folder = os.path.expanduser(config.dir) or os.environ.get("TFDS_DATA_DIR", "")
+    if not folder or not os.path.isdir(folder):
+        raise ValueError(
+            f"data.dir is {folder!r}, expected the folder that `python -m data_pipelines build --out` wrote. "
+            "Set data.dir or $TFDS_DATA_DIR."
+        )
+    return task.source.in_folder(folder).examples(task, split, shard)  # replaced when the source's interface is known
+
+
+def stack(rows: Sequence[Batch]) -> Batch:
+    """Rows -> one batch with a leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def to_device(batch: Batch, sharding: NamedSharding) -> Batch:
+    """This process's part of a batch -> global arrays laid out by `sharding`."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def checked(batch: Batch, shape: Shape) -> Batch:
+    """The batch, once its shapes and dtypes are those of the contract; see `batch.check`."""
+    check(batch, spec(shape, batch.images.shape[0]))
+    return batch
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+def _string(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

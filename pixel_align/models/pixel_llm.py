@@ -1,0 +1,229 @@
+"""PixelLLM: image encoder, prompt encoder and extractor, language model, location head, put together.
+
+Source: Pixel Aligned Language Models (arXiv 2312.09237). A picture and a location become visual tokens; the language model
+reads them as a prefix, with the words that ask; the state that has read a word says where that word is.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixel_align import losses
+from pixel_align.batch import Batch, Outputs, RegionOutputs, Shape, spec
+from pixel_align.nn.blocks import LayerNorm
+from pixel_align.nn.image_features import ImageFeatures
+from pixel_align.nn.location_head import LocationHead, LocationHeadConfig
+from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
+from pixel_align.nn.prompt_extractor import PromptExtractor, PromptExtractorConfig
+from pixel_align.nn.region_head import RegionHead, RegionHeadConfig, grid_anchors, query_anchors, query_grid
+from pixel_align.nn.sam_vit import SamVitConfig
+from pixel_align.nn.t5 import T5, T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses; published values are the defaults."""
+
+    text: float = 1.0
+    point: float = 0.1  # of an L1 distance in canvas pixels
+    map_regions: float = 1.0  # dense first stage on the image map
+    query_regions: float = 1.0  # dense first stage on the extractor's queries
+    label_smoothing: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelLLMConfig:
+    """The whole model. Each part's settings stand beside the part."""
+
+    kind: str = "pixel_llm"
+    shape: Shape = dataclasses.field(default_factory=lambda: Shape(canvas=384, text=128, instruction=8))
+    image: SamVitConfig = dataclasses.field(default_factory=SamVitConfig)
+    prompt: PromptEncoderConfig = dataclasses.field(default_factory=PromptEncoderConfig)
+    extractor: PromptExtractorConfig = dataclasses.field(default_factory=PromptExtractorConfig)
+    text: T5Config = dataclasses.field(default_factory=T5Config)
+    location: LocationHeadConfig = dataclasses.field(default_factory=LocationHeadConfig)
+    regions: RegionHeadConfig = dataclasses.field(default_factory=RegionHeadConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        if self.shape.points != self.location.points:
+            raise ValueError(
+                f"model.shape.points is {self.shape.points} and model.location.points is {self.location.points}, expected "
+                "the same number. Set both."
+            )
+
+
+class PixelLLM(nn.Module):
+    """The model as methods, so that a picture is encoded once and asked many times; `__call__` joins them for training."""
+
+    config: PixelLLMConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.image = ImageFeatures(c.image)
+        self.prompt = PromptEncoder(c.prompt)
+        self.extractor = PromptExtractor(c.extractor)
+        self.visual_projection = nn.Dense(c.text.width, dtype=c.text.dtype)
+        self.visual_norm = LayerNorm(1e-5, dtype=c.text.dtype)
+        self.text = T5(c.text)
+        self.location = LocationHead(c.location)
+        if c.regions.enabled and c.regions.on_map:
+            self.map_regions = RegionHead(c.regions, c.text.vocab_size)
+        if c.regions.enabled and c.regions.on_queries:
+            self.query_regions = RegionHead(c.regions, c.text.vocab_size)
+
+    def encode_image(self, images: jax.Array, valid_size: jax.Array) -> jax.Array:
+        """UInt8[B, H, W, 3] on the canvas, Int[B, 2] (height, width) -> image features Float[B, h, w, D]."""
+        return self.image(images, valid_size)
+
+    def encode_prompt(self, features: jax.Array, prompt_boxes: jax.Array) -> jax.Array:
+        """Image features and boxes Float[B, M, 4] in [0, 1] -> visual tokens Float[B, M, Q, E]."""
+        code = self.prompt.grid(features.shape[1], features.shape[2])
+        return self.extractor(features, code, self.prompt.boxes(prompt_boxes, self.config.shape.canvas))
+
+    def encode_prefix(
+        self, visual: jax.Array, instruction_tokens: jax.Array, instruction_mask: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Visual tokens [B, M, Q, E] and instructions Int[B, N, C] -> the encoded prefix and its mask.
+
+        Returns:
+          Float[B * N, Q + C, D] and Bool[B * N, Q + C]: what the language model attends to.
+        """
+        b, n, _ = instruction_tokens.shape
+        visual = self.visual_norm(self.visual_projection(visual))
+        # Projected once; a prompt that all regions share is only now repeated.
+        visual = jnp.broadcast_to(visual, (b, n, *visual.shape[2:])).reshape(b * n, *visual.shape[2:])
+        instruction = self.text.embed(instruction_tokens.reshape(b * n, -1))
+        mask = jnp.concatenate(
+            [jnp.ones(visual.shape[:2], bool), instruction_mask.reshape(b * n, -1)], axis=1
+        )
+        prefix = jnp.concatenate([visual, instruction.astype(visual.dtype)], axis=1)
+        return self.text.encode(prefix, mask, train=train), mask
+
+    def decode_text(
+        self, tokens: jax.Array, prefix: jax.Array, prefix_mask: jax.Array, *, train: bool = False
+    ) -> jax.Array:
+        """Int[B * N, T] -> text features Float[B * N, T, D]: feature t has read tokens 0 to t."""
+        return self.text.decode(tokens, prefix, prefix_mask, train=train)
+
+    def locate(self, features: jax.Array, valid_size: jax.Array) -> jax.Array:
+        """Text features Float[B, ..., D] -> points Float32[B, ..., P, 2] in [0, 1] of the canvas.
+
+        The head answers in fractions of the picture; the picture covers valid_size of the canvas.
+        """
+        fraction = valid_size[:, ::-1].astype(jnp.float32) / self.config.shape.canvas
+        points = self.location(features)
+        return points * fraction.reshape(fraction.shape[0], *([1] * (points.ndim - 2)), 2)
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        """The teacher-forced pass over a batch."""
+        features = self.encode_image(batch.images, batch.valid_size)
+        visual = self.encode_prompt(features, batch.prompt_boxes)
+        prefix, mask = self.encode_prefix(visual, batch.instruction_tokens, batch.instruction_mask, train=train)
+        b, n, t = batch.text_tokens.shape
+        text = self.decode_text(batch.text_tokens.reshape(b * n, t), prefix, mask, train=train).reshape(b, n, t, -1)
+        return Outputs(
+            text_features=self.text.drop_features(text, train=train),
+            vocabulary_kernel=self.text.logits_kernel(),
+            points=self.locate(text, batch.valid_size),
+            map_regions=self._map_regions(features),
+            query_regions=self._query_regions(visual),
+        )
+
+    def _map_regions(self, features: jax.Array) -> RegionOutputs | None:
+        if not (self.config.regions.enabled and self.config.regions.on_map):
+            return None
+        b, h, w, d = features.shape
+        return RegionOutputs(*self.map_regions(features.reshape(b, h * w, d), grid_anchors(h, w)))
+
+    def _query_regions(self, visual: jax.Array) -> RegionOutputs | None:
+        if not (self.config.regions.enabled and self.config.regions.on_queries):
+            return None
+        # The first prompt is the whole picture in every task that has region targets.
+        return RegionOutputs(*self.query_regions(visual[:, 0], query_anchors(visual.shape[2])))
+
+
+def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str, tuple[float, losses.Sums]]:
+    """name -> (weight of the loss, (sum, count)) over the batch; a mean is sum / count, taken once, over all devices."""
+    c = config.loss
+    valid = batch.valid[:, :, None]
+    text_weights = (batch.text_mask[..., 1:] & valid) * batch.weights.text[:, None, None]
+    point_weights = (batch.locate & batch.text_mask & valid) * batch.weights.point[:, None, None]
+    terms: dict[str, tuple[float, losses.Sums]] = {}
+    if c.text:
+        sums = losses.text(
+            outputs.text_features[:, :, :-1],
+            outputs.vocabulary_kernel,
+            batch.text_tokens[..., 1:],
+            text_weights,
+            c.label_smoothing,
+        )
+        terms["text"] = c.text, sums
+    if c.point:
+        sums = losses.point(outputs.points, batch.token_points, point_weights, config.shape.canvas)
+        terms["point"] = c.point, sums
+    side = config.shape.canvas // config.image.patch_size
+    for name, weight, found, rows, columns in (
+        ("map_regions", c.map_regions, outputs.map_regions, side, side),
+        ("query_regions", c.query_regions, outputs.query_regions, *query_grid(config.extractor.queries)),
+    ):
+        if found is None or not weight:
+            continue
+        if batch.region_boxes is None:
+            raise ValueError(
+                f"batch.region_boxes is None, expected boxes for the loss {name}. "
+                "Set model.shape.objects above 0 and build the data with its objects, or model.regions.enabled=False."
+            )
+        terms[name] = weight, losses.regions(
+            found.objectness,
+            found.boxes,
+            found.pieces,
+            grid_anchors(rows, columns),
+            (1 / columns, 1 / rows),
+            batch.region_boxes,
+            batch.region_mask,
+            batch.region_tokens,
+            batch.region_token_mask,
+            batch.weights.region,
+        )
+    return terms
+
+
+def batch_spec(config: PixelLLMConfig, batch_size: int) -> Batch:
+    """The abstract batch that the model reads."""
+    return spec(config.shape, batch_size)
+
+
+# Ordered (regex, value) over "/"-joined parameter paths; see param_rules.
+# Biases, norm scales and tables of positions or queries are not decayed; what they are is said by name, never by ndim.
+_NOT_DECAYED = r".*(bias|scale|positions|relative_[hw]|queries|gaussian|point_embeddings|no_mask_embedding|rel_embedding)"
+
+
+def rules(config: PixelLLMConfig) -> Mapping[str, list[tuple[str, Any]]]:
+    """The four rule lists, put together from the parts that the config uses: trainable, weight_decay, lr_multiplier, sharding."""
+    parts: dict[str, bool] = {
+        "image": config.image.frozen,
+        "prompt": config.prompt.frozen,
+        "extractor": config.extractor.frozen,
+        "location": config.location.frozen,
+    }
+    trainable: list[tuple[str, Any]] = [(r"prompt/positions/gaussian", False)]
+    trainable += [(rf"{name}/.*", False) for name, frozen in parts.items() if frozen and name != "prompt"]
+    if config.prompt.frozen:
+        trainable.append((r"prompt/(point_embeddings|no_mask_embedding)", False))
+    if config.text.frozen:
+        if config.text.lora.rank:
+            trainable.append((r"text/.*/lora/[ab]", True))
+        trainable.append((r"text/.*", False))
+    trainable.append((r".*", True))
+    return {
+        "trainable": trainable,
+        "weight_decay": [(_NOT_DECAYED, 0.0), (r".*", 1.0)],
+        "lr_multiplier": [(r".*", 1.0)],
+        # The last axis of every matrix over fsdp; sharding.py replicates what does not divide.
+        "sharding": [(r".*(kernel|embedding|lora/[ab])", (..., "fsdp")), (r".*", ())],
+    }

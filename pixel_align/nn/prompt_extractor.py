@@ -1,0 +1,77 @@
+"""PixelLLM's prompt feature extractor: learned queries collect from the image what a prompt asks for.
+
+Source: arXiv 2312.09237 section 3, and the published "prompt adapter": a SAM two-way transformer over
+[learned queries, prompt tokens] and the image map; each query has an output layer of its own. The published module also
+holds a dense output layer that nothing reads (0.5M parameters): it is left out here.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixel_align.nn.two_way import TwoWayTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptExtractorConfig:
+    """Published values are the defaults."""
+
+    queries: int = 32  # Q, visual tokens that the language model gets per prompt
+    width: int = 512  # of the two-way transformer
+    depth: int = 6
+    num_heads: int = 8
+    mlp_width: int = 2048
+    output_width: int = 1024  # of a visual token
+    frozen: bool = False
+
+
+class PromptExtractor(nn.Module):
+    """(image map, prompt tokens) -> visual tokens."""
+
+    config: PromptExtractorConfig
+
+    @nn.compact
+    def __call__(
+        self, image: jax.Array, image_code: jax.Array, prompt: jax.Array, prompt_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Collects Q visual tokens for each of M prompts.
+
+        Args:
+          image: Float[B, h, w, D], the image features.
+          image_code: Float[h, w, E], the prompt encoder's code of the grid.
+          prompt: Float[B, M, K, E], prompt tokens.
+          prompt_mask: Bool[B, M, K], which prompt tokens exist; None for all.
+
+        Returns:
+          Float[B, M, Q, output_width].
+        """
+        c = self.config
+        b, m, k, _ = prompt.shape
+        prompt_projection = nn.Dense(c.width, name="prompt_projection")
+        queries = self.param("queries", nn.initializers.normal(1.0), (c.queries, c.width))
+        tokens = jnp.concatenate(
+            [jnp.broadcast_to(queries, (b, m, c.queries, c.width)), prompt_projection(prompt)], axis=2
+        ).reshape(b * m, c.queries + k, c.width)
+        token_mask = None
+        if prompt_mask is not None:
+            always = jnp.ones((b, m, c.queries), bool)
+            token_mask = jnp.concatenate([always, prompt_mask], axis=2).reshape(b * m, c.queries + k)
+
+        # Projected once per picture, then read by its M prompts.
+        image = nn.Dense(c.width, name="image_projection")(image).reshape(b, 1, -1, c.width)
+        image = jnp.broadcast_to(image, (b, m, *image.shape[2:])).reshape(b * m, -1, c.width)
+        code = nn.Dense(c.width, name="code_projection")(image_code).reshape(1, -1, c.width)
+
+        tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, name="two_way")(
+            tokens, image, jnp.broadcast_to(code, image.shape), token_mask
+        )
+        tokens = tokens[:, : c.queries].reshape(b, m, c.queries, c.width)
+        kernel = self.param(
+            "output_kernel",
+            nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=1, out_axis=2, batch_axis=0),
+            (c.queries, c.width, c.output_width),
+        )
+        bias = self.param("output_bias", nn.initializers.zeros, (c.queries, c.output_width))
+        return jnp.einsum("bmqd,qde->bmqe", tokens, kernel.astype(tokens.dtype)) + bias.astype(tokens.dtype)

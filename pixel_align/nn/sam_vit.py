@@ -1,0 +1,175 @@
+"""Segment Anything's image encoder: a plain ViT with windowed and global attention and a convolutional neck.
+
+Source: Kirillov et al. (arXiv 2304.02643), image_encoder.py of the official release; ViTDet (arXiv 2203.16527) for the
+windows and the decomposed relative positions. Positions rest as pretrained and are resized in the forward pass.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixel_align.nn.attention import attention
+from pixel_align.nn.blocks import LayerNorm, MLP
+from pixel_align.nn.stack import run_stack, stack
+
+_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class SamVitConfig:
+    """Published ViT-H is the default."""
+
+    kind: str = "sam_vit"
+    patch_size: int = 16
+    width: int = 1280
+    depth: int = 32
+    num_heads: int = 16
+    mlp_ratio: int = 4
+    window: int = 14  # side of an attention window in patches
+    global_blocks: tuple[int, ...] = (7, 15, 23, 31)  # blocks that see the whole picture; evenly spaced, the last included
+    pretrain_grid: int = 64  # side of the grid that the position tables were learned on
+    output_width: int = 256  # of the neck
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of RGB in 0..255 (ImageNet)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    frozen: bool = False  # published: True
+    scan: bool = True  # one compiled block for all layers that are alike
+    remat: str = "none"  # "none", "dots" or "full"
+    dtype: str = "float32"  # of the computation
+
+    def __post_init__(self) -> None:
+        every = self.depth // max(len(self.global_blocks), 1)
+        expected = tuple(range(every - 1, self.depth, every))
+        if self.global_blocks != expected:
+            raise ValueError(
+                f"sam_vit.global_blocks is {self.global_blocks} at depth {self.depth}, expected evenly spaced blocks that "
+                f"end with the last one, for example {expected}. Change depth or global_blocks."
+            )
+
+
+def resize_positions(table: jax.Array, height: int, width: int, antialias: bool = True) -> jax.Array:
+    """Float[H, W, D] -> Float[height, width, D], bicubic.
+
+    antialias=True is the published PixelLLM's way (jax.image.resize); False is torch's interpolate on the way down.
+    """
+    if table.shape[:2] == (height, width):
+        return table
+    return jax.image.resize(table, (height, width, table.shape[-1]), "cubic", antialias=antialias)
+
+
+def relative_positions(table: jax.Array, size: int) -> jax.Array:
+    """Table Float[2 * S - 1, d] of a pretrained side S -> Float[size, size, d]: entry (query, key), linearly resized."""
+    length = 2 * size - 1
+    if table.shape[0] != length:
+        table = jax.image.resize(table, (length, table.shape[1]), "linear", antialias=False)
+    index = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
+    return table[index]
+
+
+class RelativeAttention(nn.Module):
+    """Self-attention over a grid with decomposed relative positions: Float[B, h, w, D] -> the same."""
+
+    num_heads: int
+    table_side: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, width = x.shape
+        head = width // self.num_heads
+        qkv = nn.Dense(3 * width, name="qkv", dtype=x.dtype)(x).reshape(b, h * w, 3, self.num_heads, head)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        tables = [
+            self.param(f"relative_{axis}", nn.initializers.zeros, (2 * self.table_side - 1, head)) for axis in "hw"
+        ]
+        grid = q.reshape(b, h, w, self.num_heads, head).astype(jnp.float32)
+        rows = jnp.einsum("bhwnd,hkd->bnhwk", grid, relative_positions(tables[0], h))
+        columns = jnp.einsum("bhwnd,wkd->bnhwk", grid, relative_positions(tables[1], w))
+        bias = (rows[..., :, None] + columns[..., None, :]).reshape(b, self.num_heads, h * w, h * w)
+        out = attention(q, k, v, bias=bias, scale=head**-0.5)
+        return nn.Dense(width, name="out", dtype=x.dtype)(out.reshape(b, h, w, width))
+
+
+class SamBlock(nn.Module):
+    """One pre-norm layer, Float[B, h, w, D] -> the same; window 0 means global attention. Form of a `stack` layer."""
+
+    config: SamVitConfig
+    window: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: None, shared: None, train: bool) -> tuple[jax.Array, None]:
+        c = self.config
+        b, h, w, _ = x.shape
+        y = LayerNorm(_EPSILON, name="attention_norm", dtype=x.dtype)(x)
+        attend = RelativeAttention(c.num_heads, self.window or c.pretrain_grid, name="attention")
+        if self.window:
+            y = merge_windows(attend(split_windows(y, self.window)), self.window, b, h, w)
+        else:
+            y = attend(y)
+        x = x + y
+        y = LayerNorm(_EPSILON, name="mlp_norm", dtype=x.dtype)(x)
+        return x + MLP(c.mlp_ratio * c.width, "gelu", name="mlp", dtype=x.dtype)(y), None
+
+
+class SamGroup(nn.Module):
+    """Windowed blocks followed by one global block: what repeats in every published SAM. Form of a `stack` layer."""
+
+    config: SamVitConfig
+
+    def setup(self) -> None:
+        c = self.config
+        windowed = c.depth // len(c.global_blocks) - 1
+        if windowed:
+            self.windowed = stack(SamBlock, windowed, scan=c.scan, remat=c.remat, config=c, window=c.window)
+        self.whole = SamBlock(c, 0)
+
+    def __call__(self, x: jax.Array, layer: None, shared: None, train: bool) -> tuple[jax.Array, None]:
+        if self.config.depth > len(self.config.global_blocks):
+            x, _ = run_stack(self.windowed, x, train=train)
+        return self.whole(x, None, None, train)
+
+
+def split_windows(x: jax.Array, window: int) -> jax.Array:
+    """Float[B, h, w, D] -> Float[B * windows, window, window, D], zeros behind the right and bottom edges.
+
+    As published, the zeros take part in the attention.
+    """
+    b, h, w, d = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.reshape(b, rows, window, columns, window, d).swapaxes(2, 3)
+    return x.reshape(b * rows * columns, window, window, d)
+
+
+def merge_windows(x: jax.Array, window: int, batch: int, height: int, width: int) -> jax.Array:
+    """The inverse of `split_windows`: Float[B * windows, window, window, D] -> Float[batch, height, width, D]."""
+    rows, columns = -(-height // window), -(-width // window)
+    x = x.reshape(batch, rows, columns, window, window, x.shape[-1]).swapaxes(2, 3)
+    return x.reshape(batch, rows * window, columns * window, x.shape[-1])[:, :height, :width]
+
+
+class SamVit(nn.Module):
+    """Normalised pictures Float[B, H, W, 3] -> image features Float[B, H / patch, W / patch, output_width]."""
+
+    config: SamVitConfig
+
+    def setup(self) -> None:
+        c = self.config
+        patch = (c.patch_size, c.patch_size)
+        self.patch_embedding = nn.Conv(c.width, patch, strides=patch, padding="VALID", dtype=c.dtype)
+        self.positions = self.param(
+            "positions", nn.initializers.normal(0.02), (c.pretrain_grid, c.pretrain_grid, c.width)
+        )
+        # The windowed blocks inside a group are rematerialised there: nesting it would compute them three times.
+        self.groups = stack(SamGroup, len(c.global_blocks), scan=c.scan, config=c)
+        self.neck_in = nn.Conv(c.output_width, (1, 1), use_bias=False, dtype=c.dtype)
+        self.neck_in_norm = LayerNorm(_EPSILON, dtype=c.dtype)
+        self.neck_out = nn.Conv(c.output_width, (3, 3), use_bias=False, dtype=c.dtype)
+        self.neck_out_norm = LayerNorm(_EPSILON, dtype=c.dtype)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = self.patch_embedding(images.astype(self.config.dtype))
+        x = x + resize_positions(self.positions, x.shape[1], x.shape[2]).astype(x.dtype)
+        x, _ = run_stack(self.groups, x)
+        x = self.neck_in_norm(self.neck_in(x))
+        return self.neck_out_norm(self.neck_out(x))

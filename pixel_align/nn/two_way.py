@@ -1,0 +1,93 @@
+"""Segment Anything's two-way transformer: tokens read the image, the image reads the tokens.
+
+Source: Kirillov et al. (arXiv 2304.02643), transformer.py of the official release; post-norm, epsilon 1e-5. Differences
+from a common decoder: the first layer's self-attention replaces its input and sees no positions, the image side is
+updated too, and cross-attention runs at half the width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixel_align.nn.attention import attention
+from pixel_align.nn.blocks import LayerNorm
+
+_EPSILON = 1e-5  # torch's LayerNorm default, which the release uses
+
+
+class ProjectedAttention(nn.Module):
+    """Multi-head attention with its own inner width: q [B, T, D], k and v [B, S, D] -> [B, T, D]."""
+
+    inner_width: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        def heads(x: jax.Array, name: str) -> jax.Array:
+            x = nn.Dense(self.inner_width, name=name)(x)
+            return x.reshape(*x.shape[:-1], self.num_heads, self.inner_width // self.num_heads)
+
+        scale = (self.inner_width // self.num_heads) ** -0.5
+        out = attention(heads(q, "query"), heads(k, "key"), heads(v, "value"), mask=mask, scale=scale)
+        return nn.Dense(q.shape[-1], name="out")(out.reshape(*out.shape[:-2], self.inner_width))
+
+
+class TwoWayBlock(nn.Module):
+    """One layer. tokens and token_code [B, K, D], image and image_code [B, S, D], token_mask Bool[B, K] or None."""
+
+    num_heads: int
+    mlp_width: int
+    first: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        image: jax.Array,
+        token_code: jax.Array,
+        image_code: jax.Array,
+        token_mask: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        width = tokens.shape[-1]
+        mask = None if token_mask is None else token_mask[:, None, None, :]
+
+        def norm(x: jax.Array, name: str) -> jax.Array:
+            return LayerNorm(_EPSILON, name=name)(x)
+
+        attend = ProjectedAttention(width, self.num_heads, name="self_attention")
+        if self.first:
+            tokens = attend(tokens, tokens, tokens, mask)
+        else:
+            coded = tokens + token_code
+            tokens = tokens + attend(coded, coded, tokens, mask)
+        tokens = norm(tokens, "self_attention_norm")
+
+        cross = ProjectedAttention(width // 2, self.num_heads, name="token_to_image")
+        tokens = norm(tokens + cross(tokens + token_code, image + image_code, image), "token_to_image_norm")
+
+        hidden = nn.relu(nn.Dense(self.mlp_width, name="mlp_in")(tokens))
+        tokens = norm(tokens + nn.Dense(width, name="mlp_out")(hidden), "mlp_norm")
+
+        cross = ProjectedAttention(width // 2, self.num_heads, name="image_to_token")
+        image = norm(image + cross(image + image_code, tokens + token_code, tokens, mask), "image_to_token_norm")
+        return tokens, image
+
+
+class TwoWayTransformer(nn.Module):
+    """tokens [B, K, D] (they are their own position code), image and image_code [B, S, D] -> (tokens, image)."""
+
+    depth: int
+    num_heads: int
+    mlp_width: int
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, image: jax.Array, image_code: jax.Array, token_mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        code = tokens
+        for i in range(self.depth):
+            block = TwoWayBlock(self.num_heads, self.mlp_width, first=i == 0, name=f"layers_{i}")
+            tokens, image = block(tokens, image, code, image_code, token_mask)
+        final = ProjectedAttention(tokens.shape[-1] // 2, self.num_heads, name="final_token_to_image")
+        tokens = tokens + final(tokens + code, image + image_code, image)
+        return LayerNorm(_EPSILON, name="final_norm")(tokens), image

@@ -1,0 +1,60 @@
+"""The optimizer: AdamW with warm-up and cosine; weight decay and learning-rate multipliers are param_rules."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from pixel_align import param_rules
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """Published values (trace stage) are the defaults, but for clipping, which the published recipe lacks."""
+
+    peak_lr: float = 5e-5
+    warmup_steps: int = 250  # linear from 0
+    final_lr: float = 0.0  # as a share of peak_lr, at the end of the cosine
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0  # decoupled, multiplied with the learning rate
+    clip_norm: float = 1.0  # global norm of the gradient; 0 for no clipping (published)
+    average: float = 0.0  # decay of a moving average of the parameters, which evaluation then uses; 0 for none
+
+
+def schedule(config: Optim, steps: int) -> optax.Schedule:
+    """Learning rate over `steps` steps: linear warm-up from 0 to peak_lr, cosine to final_lr * peak_lr."""
+    if config.warmup_steps >= steps:
+        raise ValueError(
+            f"optim.warmup_steps is {config.warmup_steps}, expected fewer than train.steps, which is {steps}. Change one."
+        )
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.peak_lr, config.warmup_steps, steps, config.final_lr * config.peak_lr
+    )
+
+
+def optimizer(
+    config: Optim, steps: int, params: Any, weight_decay: param_rules.Rules, lr_multiplier: param_rules.Rules
+) -> optax.GradientTransformation:
+    """The gradient transformation for the trainable half `params` (arrays or shapes; None where a leaf is frozen).
+
+    Raises:
+      ValueError: a rule list that does not cover a parameter.
+    """
+    decay = param_rules.match(weight_decay, params, dead="ignore")
+    multiplier = param_rules.match(lr_multiplier, params, dead="ignore")
+
+    def decayed(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u, p, d: u + config.weight_decay * d * p, updates, params, decay)
+
+    def multiplied(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u, m: u * m, updates, multiplier)
+
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
+    if config.weight_decay:
+        parts.append(optax.stateless(decayed))
+    parts += [optax.stateless(multiplied), optax.scale_by_learning_rate(schedule(config, steps))]
+    return optax.chain(*parts)
