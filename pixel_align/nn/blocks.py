@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, ones, variance_scaling, zeros
+from jax.typing import DTypeLike
 
 from pixel_align.nn.lora import LoRADense
 
@@ -30,7 +31,7 @@ class LayerNorm(nn.Module):
 
     epsilon: float  # no default: releases differ (SAM 1e-6, torch 1e-5, BERT 1e-12)
     use_bias: bool = True  # whether to add a bias
-    dtype: jnp.dtype = jnp.float32  # of the result; the parameters are float32
+    dtype: DTypeLike = jnp.float32  # of the result; the parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,7 +50,7 @@ class RMSNorm(nn.Module):
     """T5's normalisation over the last axis: no mean, no bias; statistics in float32."""
 
     epsilon: float = 1e-6  # added to the mean square
-    dtype: jnp.dtype = jnp.float32  # of the result; the parameter is float32
+    dtype: DTypeLike = jnp.float32  # of the result; the parameter is float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,7 +74,7 @@ class MLP(nn.Module):
     lora_wo: int = 0  # rank of an adapter on the output layer, 0 = none
     lora_scale: float = 2.0  # factor on the adapters' outputs
     kernel_init: Initializer = variance_scaling(1.0, "fan_in", "truncated_normal")  # of all kernels
-    dtype: jnp.dtype = jnp.float32  # of the computation; the parameters are float32
+    dtype: DTypeLike = jnp.float32  # of the computation; the parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -93,7 +94,7 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a whole example's branch is dropped, the others are scaled up (Huang et al. 2016)."""
+    """Stochastic depth: in training an example's branch is dropped, the others are scaled up (Huang et al. 2016)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:

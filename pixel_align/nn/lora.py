@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, variance_scaling, zeros
+from jax.typing import DTypeLike
 
 TARGETS = ("query", "key", "value", "out", "wi", "wo")
 
@@ -41,7 +42,7 @@ class LoRA(nn.Module):
     rank: int  # width in between
     scale: float  # factor on the output
     kernel_init: Initializer  # of a; b starts at zero, so that the adapted layer starts as the layer without
-    dtype: jnp.dtype  # of the computation; the parameters are float32
+    dtype: DTypeLike  # of the computation; the parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,7 +62,7 @@ class LoRADense(nn.Module):
     scale: float = 2.0  # factor on the adapter's output
     kernel_init: Initializer = variance_scaling(1.0, "fan_in", "truncated_normal")  # of the kernel and of lora/a
     bias_init: Initializer = zeros  # of the bias
-    dtype: jnp.dtype = jnp.float32  # of the computation; the parameters are float32
+    dtype: DTypeLike = jnp.float32  # of the computation; the parameters are float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

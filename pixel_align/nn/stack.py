@@ -8,8 +8,8 @@ A block is a Linen module whose methods have one form,
 
     method(x, layer, shared, train) -> (x, out)
 
-x: what flows from layer to layer; layer: what differs by layer (its cache, its drop-path rate), a pytree whose leaves have
-the leading layer axis outside; shared: arrays that all layers read (masks, biases), or None; train: a Python bool;
+x: what flows from layer to layer; layer: what differs by layer (its cache, its drop-path rate), a pytree whose leaves
+have a leading layer axis outside; shared: arrays that all layers read (masks, biases), or None; train: a Python bool;
 out: what each layer gives back, stacked along a leading layer axis, or None. Random bits come from "dropout".
 
 Layers that only map x to x, with no more to say, are a module of their own: `Stack`.
@@ -46,8 +46,8 @@ def stack(
 ) -> nn.Module | list[nn.Module]:
     """Layers to be assigned in a module's setup, `self.layers = stack(...)`, and run by `run_stack`.
 
-    block: the class of a layer, see the file's docstring; fields: its fields, the same for all layers. length: number of
-    layers. scan: one compiled block with stacked parameters, else a list of blocks. remat: what is computed again in
+    block: the class of a layer, see the file's docstring; fields: its fields, the same for all layers. length: number
+    of layers. scan: one compiled block with stacked parameters, else a list of blocks. remat: what is computed again in
     the backward pass: "none", "full" or "dots" (all but products with weights). methods: the block's methods that
     `run_stack` may call; only `__call__` is rematerialised, the others are for inference.
     Raises ValueError for an unknown remat.
@@ -79,7 +79,7 @@ def run_stack(
 
 
 class Stack(nn.Module):
-    """Layers of the form x -> x; parameters under `layers`, or `layers_0`, `layers_1`, ... where they are written out."""
+    """Layers of the form x -> x; parameters under `layers`, or `layers_0`, ... where they are written out."""
 
     block: type[nn.Module]  # the class of a layer
     length: int  # number of layers
@@ -130,9 +130,8 @@ def unstack_params(params: Mapping[str, Any], name: str = "layers") -> dict[str,
     """The inverse of `stack_params`: `layers` with a leading axis -> `layers_0`, `layers_1`, ..., at any depth."""
     result: dict[str, Any] = {}
     for key, value in params.items():
-        value = _descend(value, name, unstack_params)
         if key != name:
-            result[key] = value
+            result[key] = _descend(value, name, unstack_params)
             continue
         lengths = {leaf.shape[0] for leaf in jax.tree.leaves(value)}
         if len(lengths) != 1:
@@ -141,7 +140,10 @@ def unstack_params(params: Mapping[str, Any], name: str = "layers") -> dict[str,
                 "Check that all of them are stacked."
             )
         for index in range(lengths.pop()):
-            result[f"{name}_{index}"] = jax.tree.map(lambda leaf, index=index: leaf[index], value)
+            layer = jax.tree.map(lambda leaf, index=index: leaf[index], value)
+            result[f"{name}_{index}"] = _descend(
+                layer, name, unstack_params
+            )  # a stack inside a stack: its axis is next
     return result
 
 
