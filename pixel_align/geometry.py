@@ -21,7 +21,7 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How a picture lies on the canvas: the rectangle `crop` of it, resized to `valid_size`, top-left, perhaps mirrored.
+    """How a picture lies on the canvas: the rectangle `crop` of it, resized to `valid_size`, top-left, or mirrored.
 
     The scales of x and y are those of the resize that really happened: the rounding of the shorter side to whole pixels
     is in them.

@@ -36,8 +36,7 @@ def read_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIX
 
     Raises:
       ImageError: there is no such file, it is not a whole picture of a known format, or it has more than `max_pixels`
-      pixels (told from
-        its header: nothing of that size is ever allocated).
+        pixels (told from its header: nothing of that size is ever allocated).
     """
     what = "the given bytes" if isinstance(source, bytes) else repr(os.fspath(source))
     if not isinstance(source, bytes) and not os.path.isfile(source):
