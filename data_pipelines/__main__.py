@@ -1,0 +1,73 @@
+"""Command line of the data sets: `python -m data_pipelines build SET ...`, `python -m data_pipelines list`."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from data_pipelines import DataError
+
+# Sets that can be built: module, what it is. A module is imported only when its set is asked for: TensorFlow costs
+# seconds.
+SETS = {
+    "localized_narratives": (
+        "data_pipelines.localized_narratives",
+        "spoken captions with a mouse path, jsonl + pictures",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 2 where the input is at fault, said in one line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines", description="Build and list data sets.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    building = verbs.add_parser("build", help="make a TFDS set from the publisher's files", add_help=False)
+    building.add_argument("set", choices=sorted(SETS))
+    listing = verbs.add_parser("list", help="sets that can be built, and those that are there")
+    listing.add_argument(
+        "--data-dir", default=os.environ.get("TFDS_DATA_DIR"), metavar="DIR", help="default: $TFDS_DATA_DIR"
+    )
+    args, rest = parser.parse_known_args(arguments)
+    if args.verb == "list":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        print(describe(args.data_dir))
+        return 0
+    # TensorFlow and TFDS speak of their own affairs; both must be told before they are imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.ERROR)
+    module = importlib.import_module(SETS[args.set][0])
+    options = argparse.ArgumentParser(prog=f"python -m data_pipelines build {args.set}", description=SETS[args.set][1])
+    module.add_arguments(options)
+    try:
+        module.main(options.parse_args(rest))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def describe(data_dir: str | None) -> str:
+    """The sets that can be built and, where a data folder is given, the splits that lie in it."""
+    lines = ["Can be built:"]
+    lines += [f"  {name:<24}{what}" for name, (_, what) in sorted(SETS.items())]
+    if data_dir is None:
+        return "\n".join([*lines, "Built: give --data-dir or set $TFDS_DATA_DIR to see."])
+    lines.append(f"Built, in {data_dir}:")
+    found = sorted(Path(data_dir).glob("*/*/dataset_info.json"))
+    for path in found:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        for split in info.get("splits", []):
+            records = sum(map(int, split["shardLengths"]))
+            lines.append(f"  {info['name']}/{info['version']:<10}{split['name']:<14}{records:>10,} records")
+    return "\n".join(lines if found else [*lines, "  nothing"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Metrics: pure NumPy pairs `row`, `summary`."""
