@@ -164,17 +164,12 @@ class Thing:
     shape: str
     area: float  # share of the picture
     outline: np.ndarray  # float64[K, 2], the polygon that is drawn
+    box: tuple[float, float, float, float]  # xyxy of the outline
 
     @property
     def name(self) -> str:
         """The full name, "small red circle"."""
         return " ".join(filter(None, (self.size, self.colour, self.shape)))
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """xyxy of the outline."""
-        (x0, y0), (x1, y1) = self.outline.min(0).tolist(), self.outline.max(0).tolist()
-        return x0, y0, x1, y1
 
     @property
     def center(self) -> tuple[float, float]:
@@ -262,11 +257,10 @@ def draw(scene: Scene) -> np.ndarray:
     for thing, shift in zip(scene.things, shade.tolist(), strict=True):
         colour = tuple(min(255, max(0, value + by)) for value, by in zip(COLOURS[thing.colour], shift, strict=True))
         outline = thing.outline * world.size
-        left, top = (math.floor(edge) for edge in outline.min(0).tolist())
-        right, bottom = (math.ceil(edge) for edge in outline.max(0).tolist())
-        # Drawn 4 times too large and averaged: a pixel on the edge is covered by the share that the polygon covers. PIL
-        # counts pixel middles, so half a fine pixel is taken off.
-        fine = (outline - (left, top)) * 4 - 0.5
+        left, top = (math.floor(edge * world.size) for edge in thing.box[:2])
+        right, bottom = (math.ceil(edge * world.size) for edge in thing.box[2:])
+        # Drawn 4 times too large and averaged: a pixel on the edge is covered by the share that the polygon covers.
+        fine = (outline - (left, top)) * 4
         mask = PIL.Image.new("L", ((right - left) * 4, (bottom - top) * 4))
         PIL.ImageDraw.Draw(mask).polygon(fine.reshape(-1).tolist(), fill=255)
         picture.paste(colour, (left, top, right, bottom), mask.reduce(4))
@@ -342,7 +336,7 @@ def _place(world: World, attributes: list[tuple[str, str, str]], rng: np.random.
         else:
             return None
         taken.append(box)
-        things.append(Thing(size, colour, shape, area, outline + np.asarray([x, y])))
+        things.append(Thing(size, colour, shape, area, outline + np.asarray([x, y]), box))
     return things
 
 
@@ -466,7 +460,7 @@ def _speak(
 
 
 def _transcribe(world: World, words: list[Word], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The timed transcript: utterances of 1 to 4 words that mostly end where a phrase ends; its words take the noise."""
+    """The timed transcript: utterances of 1 to 4 words that mostly end where a phrase ends, with its noise."""
     groups: list[list[Word]] = []
     room = 0
     for word in words:
