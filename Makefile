@@ -19,7 +19,8 @@ PARITY_NEEDS = -e '.[convert,eval,dev]' 'torch>=2.13,<2.14' 'transformers>=5.23,
 CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FOUND = $(shell for python in $(CANDIDATES); do \
   "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$python" && break; done)
-REFUSED = Python is $(shell $(or $(PYTHON),python3) --version 2>&1 | head -n 1), expected 3.11, 3.12 or 3.13. \
+VERSION = $(shell $(or $(PYTHON),python3) --version 2>/dev/null | sed 's/Python //')
+REFUSED = Python is $(or $(VERSION),missing), expected 3.11, 3.12 or 3.13. \
   Install one, or name it: make PYTHON=/path/to/python3.11
 
 # $(call environment,FOLDER): a virtual environment, by uv if it is there, else by Python itself.
