@@ -123,7 +123,7 @@ class T5(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(self, inputs: jax.Array, valid: jax.Array, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-        """Text to text: inputs Int[B, S], which of them exist Bool[B, S], tokens Int[B, T] -> logits Float32[B, T, V]."""
+        """Text to text: inputs Int[B, S], valid Bool[B, S], tokens Int[B, T] -> logits Float32[B, T, V]."""
         encoded = self.encode(self.embed(inputs, train=train), valid, train=train)
         return self.logits(self.drop_features(self.decode(tokens, encoded, valid, train=train), train=train))
 
@@ -135,7 +135,7 @@ class T5(nn.Module):
         return self.dropout(self.token_embedder(tokens), deterministic=not train)
 
     def encode(self, embeddings: jax.Array, valid: jax.Array, *, train: bool = False) -> jax.Array:
-        """Embeddings Float[B, S, D] in their order, valid Bool[B, S] -> Float[B, S, D]; invalid positions hold noise."""
+        """Embeddings Float[B, S, D] in their order, valid Bool[B, S] -> Float[B, S, D]; invalid ones hold noise."""
         return self.encoder(embeddings, valid, train)
 
     def decode(
