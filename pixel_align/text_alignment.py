@@ -82,11 +82,10 @@ def align(first: Sequence[str], second: Sequence[str], *, min_similarity: float 
     if rows == columns and all(normalize_word(a) == normalize_word(b) for a, b in zip(first, second, strict=True)):
         return [(i, i) for i in range(rows)]
     # best[i][j]: value of the best alignment of the first i and j words. paired[i][j]: the same when the last thing
-    # that happened is the pair (i - 1, j - 1); the edge of both texts counts as a pair, so openings stay together.
+    # that happened is the pair (i - 1, j - 1).
     minus = float("-inf")
     best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
     paired = [[minus] * (columns + 1) for _ in range(rows + 1)]
-    paired[0][0] = 0.0
     for i, a in enumerate(first, 1):
         for j, b in enumerate(second, 1):
             likeness = similarity(a, b)
