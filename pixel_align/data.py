@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from pixel_align import geometry, image, text
-from pixel_align.batch import Batch, Shape, Weights, check, spec
+from pixel_align.batch import Batch, Shape, Weights
 
 Example = Mapping[str, Any]
 Position = dict[str, Any]  # {"drawn": examples so far, "tasks": {task: [epoch, examples of it]}}, JSON
@@ -60,8 +60,10 @@ class PixelFeatureConverter:
     def __init__(self, shape: Shape, vocabulary: text.Vocabulary, augment: Augment | None = None) -> None:
         self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
 
-    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> Batch:
-        """One example -> a Batch without its leading axis; augmented if `rng` is given.
+    def __call__(
+        self, example: Example, rng: np.random.Generator | None = None
+    ) -> tuple[Batch, geometry.Placement]:
+        """One example -> a Batch without its leading axis, and how the picture lies on the canvas; augmented if `rng` is given.
 
         Raises:
           ValueError: a picture that cannot be read, with the example's id.
@@ -81,7 +83,7 @@ class PixelFeatureConverter:
             pixels, placement = image.fit_to_canvas(pixels, canvas)
         tokens, mask, points, locate = self._text(example, placement)
         asks, asks_mask = self._padded([self.vocabulary.encode(_string(example["instruction"]))], self.shape.instruction)
-        return Batch(
+        row = Batch(
             images=pixels,
             valid_size=np.asarray(placement.valid_size, np.int32),
             prompt_boxes=np.tile(placement.valid_box, (self.shape.prompts, 1)).astype(np.float32),
@@ -97,6 +99,7 @@ class PixelFeatureConverter:
             ),
             **self._objects(example, placement),
         )
+        return row, placement
 
     def _text(
         self, example: Example, placement: geometry.Placement
@@ -266,7 +269,7 @@ class Stream:
                     # A second batch is decoded while the first is put together.
                     while len(ready) > 1 or (ready and self._stopped.is_set()):
                         rows, position = ready.popleft()
-                        self._put((stack([row.result() for row in rows]), position))
+                        self._put((stack([row.result()[0] for row in rows]), position))
         except Exception as error:  # the consumer raises it, in its own thread
             self._put(error)
 
@@ -285,8 +288,10 @@ def evaluation_batches(
     batch_size: int,
     limit: int = 0,
     process: tuple[int, int] | None = None,
-) -> Iterator[tuple[Batch, list[Example]]]:
-    """Every example of a task once, in order, never augmented: (batch, its examples); the last batch is padded.
+) -> Iterator[tuple[Batch, list[tuple[Example, geometry.Placement]]]]:
+    """Every example of a task once, in order, never augmented: (batch, its examples and how each lies on the canvas).
+
+    The last batch is padded with copies whose `valid` is False.
 
     Args:
       batch_size: per process. limit: at most so many examples per process; 0 for all.
@@ -295,10 +300,11 @@ def evaluation_batches(
     examples = itertools.islice(source.as_numpy_iterator(), limit or None)
     with concurrent.futures.ThreadPoolExecutor(max(1, config.workers)) as pool:
         while group := list(itertools.islice(examples, batch_size)):
-            rows = list(pool.map(converter, group))
+            converted = list(pool.map(converter, group))
+            rows, placements = [row for row, _ in converted], [placement for _, placement in converted]
             while len(rows) < batch_size:
                 rows.append(dataclasses.replace(rows[0], valid=np.zeros_like(rows[0].valid)))
-            yield stack(rows), group
+            yield stack(rows), list(zip(group, placements, strict=True))
 
 
 def rates(config: DataConfig) -> dict[str, float]:
@@ -358,13 +364,28 @@ def dataset(config: DataConfig, name: str, split: str, shard: tuple[int, int]) -
     if name not in seqio.TaskRegistry.names():
         raise ValueError(unknown_task(name, config))
     task = seqio.TaskRegistry.get(name)
-    folder = os.path.expanduser(config.dir) or os.environ.get("TFDS_DATA_DIR", "")
-    if not folder or not os.path.isdir(folder):
-        raise ValueError(
-            f"data.dir is {folder!r}, expected the folder that `python -m data_pipelines build --out` wrote. "
-            "Set data.dir or $TFDS_DATA_DIR."
-        )
-    return task.source.in_folder(folder).examples(task, split, shard)  # replaced when the source's interface is known
+    if config.dir and hasattr(task.source, "at"):
+        folder = os.path.expanduser(config.dir)
+        if not os.path.isdir(folder):
+            raise ValueError(
+                f"data.dir is {config.dir!r}, expected the folder that `python -m data_pipelines build --out` wrote. "
+                "Set data.dir or $TFDS_DATA_DIR."
+            )
+        task = task.replace(source=task.source.at(folder))
+    index, count = shard
+    return task.get_dataset(
+        sequence_length=None,
+        split=split,
+        shuffle=False,
+        num_epochs=1,
+        shard_info=seqio.ShardInfo(index, count) if count > 1 else None,
+        try_in_mem_cache=False,
+    )
+
+
+def check_task(config: DataConfig, name: str, split: str) -> None:
+    """Raises ValueError unless the task is registered and its set is built with this split."""
+    dataset(config, name, split, shard=(0, 1))
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
@@ -375,12 +396,6 @@ def stack(rows: Sequence[Batch]) -> Batch:
 def to_device(batch: Batch, sharding: NamedSharding) -> Batch:
     """This process's part of a batch -> global arrays laid out by `sharding`."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-
-def checked(batch: Batch, shape: Shape) -> Batch:
-    """The batch, once its shapes and dtypes are those of the contract; see `batch.check`."""
-    check(batch, spec(shape, batch.images.shape[0]))
-    return batch
 
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:

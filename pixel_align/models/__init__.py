@@ -5,6 +5,8 @@ Trainer, converter, evaluator and command line know this contract and no method 
   module(config): a Linen module, `__call__(batch, *, train) -> outputs`.
   loss(outputs, batch, config) -> {name: (weight, (sum, count))}.
   batch_spec(config, batch_size) -> the abstract batch.
+  encode_images(module, params, images, valid_size) -> image features, kept while a picture is asked about.
+  predict: {mode: function(module, params, image features, request) -> answer}.
   rules(config) -> {"trainable" | "weight_decay" | "lr_multiplier" | "sharding": ordered rules}.
 """
 
@@ -26,6 +28,8 @@ class Family:
     loss: Callable[[Any, Any, Any], Mapping[str, Any]]
     batch_spec: Callable[[Any, int], Any]
     rules: Callable[[Any], Mapping[str, Any]]
+    encode_images: Callable[..., Any]
+    predict: Mapping[str, Callable[..., Any]]
 
 
 FAMILIES: dict[str, Family] = {
@@ -35,6 +39,8 @@ FAMILIES: dict[str, Family] = {
         loss=pixel_llm.loss,
         batch_spec=pixel_llm.batch_spec,
         rules=pixel_llm.rules,
+        encode_images=pixel_llm.encode_images,
+        predict=pixel_llm.PREDICT,
     )
 }
 

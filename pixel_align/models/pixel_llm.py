@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixel_align import losses
+from pixel_align import decoding, losses
 from pixel_align.batch import Batch, Outputs, RegionOutputs, Shape, spec
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.image_features import ImageFeatures
@@ -97,7 +97,7 @@ class PixelLLM(nn.Module):
         visual = self.visual_norm(self.visual_projection(visual))
         # Projected once; a prompt that all regions share is only now repeated.
         visual = jnp.broadcast_to(visual, (b, n, *visual.shape[2:])).reshape(b * n, *visual.shape[2:])
-        instruction = self.text.embed(instruction_tokens.reshape(b * n, -1))
+        instruction = self.text.embed(instruction_tokens.reshape(b * n, -1), train=train)
         mask = jnp.concatenate(
             [jnp.ones(visual.shape[:2], bool), instruction_mask.reshape(b * n, -1)], axis=1
         )
@@ -196,6 +196,84 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str,
 def batch_spec(config: PixelLLMConfig, batch_size: int) -> Batch:
     """The abstract batch that the model reads."""
     return spec(config.shape, batch_size)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of B pictures whose image features are kept. Frames and masks as in `Batch`.
+
+    Attributes:
+      valid_size: Int32[B, 2]. prompt_boxes: Float32[B, M, 4].
+      instruction_tokens: Int32[B, N, C] and instruction_mask: Bool[B, N, C].
+      text_tokens: Int32[B, N, T], BOS w1 .. wn EOS, a text to be read; ignored where the model writes.
+    """
+
+    valid_size: jax.Array
+    prompt_boxes: jax.Array
+    instruction_tokens: jax.Array
+    instruction_mask: jax.Array
+    text_tokens: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Tokens with their places and scores; BOS is not among them.
+
+    Attributes:
+      tokens: Int32[B, N, T - 1].
+      points: Float32[B, N, T - 1, P, 2] in [0, 1] of the canvas.
+      logprobs: Float32[B, N, T - 1], natural, of each token given those before it.
+    """
+
+    tokens: jax.Array
+    points: jax.Array
+    logprobs: jax.Array
+
+
+def encode_images(model: PixelLLM, params: Any, images: jax.Array, valid_size: jax.Array) -> jax.Array:
+    """UInt8[B, H, W, 3], Int[B, 2] -> the image features that every request about these pictures reads."""
+    return model.apply({"params": params}, images, valid_size, method="encode_image")
+
+
+def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
+    """The model's own text, greedily, and the place of each token from the same pass."""
+    bound = model.bind({"params": params})
+    b, n, t = request.text_tokens.shape
+    prefix, mask = _prefix(bound, features, request)
+
+    def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, jax.Array, Any]:
+        text_features, cache = model.apply({"params": params}, tokens, cache, method=lambda m, *a: m.text.decode_step(*a))
+        logits = model.apply({"params": params}, text_features, method=lambda m, f: m.text.logits(f))
+        return text_features, logits, cache
+
+    decoded = decoding.greedy(step, bound.text.init_cache(prefix, mask, t), bos_id=0, eos_id=1, length=t - 1, batch=b * n)
+    points = bound.locate(decoded.features.reshape(b, n, t - 1, -1), request.valid_size)
+    return Answer(decoded.tokens.reshape(b, n, t - 1), points, decoded.logprobs.reshape(b, n, t - 1))
+
+
+def read(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
+    """A given text, read in one parallel pass, and the place of each of its tokens."""
+    bound = model.bind({"params": params})
+    b, n, t = request.text_tokens.shape
+    prefix, mask = _prefix(bound, features, request)
+    tokens = request.text_tokens.reshape(b * n, t)
+    text_features = bound.decode_text(tokens, prefix, mask)
+    logits = bound.text.logits(text_features[:, :-1])
+    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    logprobs = picked - jax.nn.logsumexp(logits, axis=-1)
+    points = bound.locate(text_features.reshape(b, n, t, -1), request.valid_size)[:, :, 1:]
+    return Answer(request.text_tokens[:, :, 1:], points, logprobs.reshape(b, n, t - 1))
+
+
+def _prefix(bound: PixelLLM, features: jax.Array, request: Request) -> tuple[jax.Array, jax.Array]:
+    visual = bound.encode_prompt(features, request.prompt_boxes)
+    return bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
+
+
+# mode -> (model, params, image features, Request) -> Answer
+PREDICT = {"trace": write, "caption": write, "read": read}
 
 
 # Ordered (regex, value) over "/"-joined parameter paths; see param_rules.

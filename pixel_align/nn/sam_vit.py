@@ -23,6 +23,7 @@ class SamVitConfig:
 
     kind: str = "sam_vit"
     patch_size: int = 16
+    stem: str = "patch"  # "patch": one linear layer (published); "conv": overlapping convolutions, easier to learn from nothing
     width: int = 1280
     depth: int = 32
     num_heads: int = 16
@@ -39,6 +40,11 @@ class SamVitConfig:
     dtype: str = "float32"  # of the computation
 
     def __post_init__(self) -> None:
+        if self.stem not in ("patch", "conv") or (self.stem == "conv" and self.patch_size & (self.patch_size - 1)):
+            raise ValueError(
+                f"sam_vit.stem is {self.stem!r} with patch_size {self.patch_size}, expected 'patch', or 'conv' with a power of "
+                "two. Change one of them."
+            )
         every = self.depth // max(len(self.global_blocks), 1)
         expected = tuple(range(every - 1, self.depth, every))
         if self.global_blocks != expected:
@@ -148,6 +154,25 @@ def merge_windows(x: jax.Array, window: int, batch: int, height: int, width: int
     return x.reshape(batch, rows * window, columns * window, x.shape[-1])[:, :height, :width]
 
 
+class ConvStem(nn.Module):
+    """Overlapping 3x3 convolutions of stride 2 in place of the patch layer: Float[B, H, W, 3] -> [B, H / p, W / p, D].
+
+    Source: Xiao et al., Early Convolutions Help Transformers See Better (arXiv 2106.14881).
+    """
+
+    config: SamVitConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        halvings = c.patch_size.bit_length() - 1
+        for i in range(halvings):
+            width = max(8, c.width >> (halvings - 1 - i))
+            x = nn.Conv(width, (3, 3), strides=(2, 2), name=f"conv_{i}", dtype=x.dtype)(x)
+            x = nn.gelu(LayerNorm(_EPSILON, name=f"norm_{i}", dtype=x.dtype)(x))
+        return nn.Conv(c.width, (1, 1), name="output", dtype=x.dtype)(x)
+
+
 class SamVit(nn.Module):
     """Normalised pictures Float[B, H, W, 3] -> image features Float[B, H / patch, W / patch, output_width]."""
 
@@ -156,7 +181,10 @@ class SamVit(nn.Module):
     def setup(self) -> None:
         c = self.config
         patch = (c.patch_size, c.patch_size)
-        self.patch_embedding = nn.Conv(c.width, patch, strides=patch, padding="VALID", dtype=c.dtype)
+        if c.stem == "conv":
+            self.patch_embedding = ConvStem(c)
+        else:
+            self.patch_embedding = nn.Conv(c.width, patch, strides=patch, padding="VALID", dtype=c.dtype)
         self.positions = self.param(
             "positions", nn.initializers.normal(0.02), (c.pretrain_grid, c.pretrain_grid, c.width)
         )

@@ -1,0 +1,1 @@
+"""Checkpoints: storing ours, reading and writing those of others."""

@@ -1,0 +1,54 @@
+"""The tree of settings that is a run: one frozen dataclass, each part defined beside the code that it configures."""
+
+import dataclasses
+
+from pixel_align.data import DataConfig
+from pixel_align.models.pixel_llm import PixelLLMConfig
+from pixel_align.optim import Optim
+from pixel_align.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The loop."""
+
+    steps: int = 10_000
+    seed: int = 0  # of the initial parameters and of dropout
+    log_every: int = 50  # steps between lines of metrics.jsonl
+    checkpoint_every: int = 1_000  # steps; the last step is always saved
+    keep: int = 3  # newest checkpoints that stay
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """One evaluation: which examples, asked how, how often."""
+
+    task: str = ""  # a seqio task; its metrics are used
+    split: str = "validation"
+    mode: str = "trace"
+    every: int = 0  # steps; 0 only at the end
+    limit: int = 0  # at most so many examples; 0 for all
+    batch_size: int = 32
+    pictures: int = 8  # examples drawn into one sheet under WORKDIR/pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """Where parameters come from before step 0; a run that already has a checkpoint resumes and ignores this."""
+
+    checkpoint: str = ""  # a run or checkpoint folder whose parameters are taken over by name; "" starts from nothing
+    new: tuple[str, ...] = ()  # regexes of parameters that this experiment adds: they start from nothing
+    unused: tuple[str, ...] = ()  # regexes of parameters of that checkpoint that this experiment leaves behind
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run. Written as JSON beside its checkpoints."""
+
+    model: PixelLLMConfig = dataclasses.field(default_factory=PixelLLMConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: Train = dataclasses.field(default_factory=Train)
+    evals: tuple[Eval, ...] = ()
+    init: Init = dataclasses.field(default_factory=Init)

@@ -1,0 +1,404 @@
+"""Training: one step, and one loop that reads from top to bottom."""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.console
+import rich.progress
+
+from pixel_align import data, models, optim, param_rules, sharding, text
+from pixel_align.batch import check, zeros
+from pixel_align.checkpoints import store
+from pixel_align.config import from_json, to_json
+from pixel_align.experiment import Experiment
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+      step: Int32[], steps done.
+      trainable, frozen: the two halves of the parameters, None in each other's places. Frozen leaves have no gradient and
+        no optimizer state.
+      optimizer: optax state of the trainable half.
+      average: moving average of the trainable half, None if the run keeps none.
+    """
+
+    step: jax.Array
+    trainable: Any
+    frozen: Any
+    optimizer: Any
+    average: Any
+
+    @property
+    def params(self) -> Any:
+        """All parameters as they are trained."""
+        return param_rules.merge(self.trainable, self.frozen)
+
+    @property
+    def best_params(self) -> Any:
+        """All parameters, averaged where the run keeps an average."""
+        return self.params if self.average is None else param_rules.merge(self.average, self.frozen)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss of a step is NaN or infinite; the message names the step and the checkpoint that is still good."""
+
+
+def make_train_step(
+    config: Experiment, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """The pure function (state, batch) -> (next state, metrics); randomness is a function of seed and step."""
+    family = models.family(config.model)
+    module = family.module(config.model)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+
+        def total_loss(trainable: Any) -> tuple[jax.Array, Metrics]:
+            params = param_rules.merge(trainable, state.frozen)
+            outputs = module.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+            terms = family.loss(outputs, batch, config.model)
+            # Sums over the global batch, divided once: a device or a task with few words does not count more.
+            means = {name: total / jnp.maximum(count, 1) for name, (_, (total, count)) in terms.items()}
+            return sum(weight * means[name] for name, (weight, _) in terms.items()), means
+
+        (loss, means), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        average = state.average
+        if average is not None:
+            # Early steps count fully, or the average would remember the initialisation.
+            decay = jnp.minimum(config.optim.average, (1 + state.step) / (10 + state.step))
+            average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, trainable)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+        metrics |= {f"loss_{name}": value for name, value in means.items()}
+        return TrainState(state.step + 1, trainable, state.frozen, optimizer_state, average), metrics
+
+    return train_step
+
+
+def init_params(config: Experiment) -> Any:
+    """Parameters drawn from the config's seed."""
+    module = models.family(config.model).module(config.model)
+    return module.init(jax.random.key(config.train.seed), zeros(config.model.shape, 1))["params"]
+
+
+def make_state(
+    config: Experiment, params: Any, rules: Mapping[str, Any], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step."""
+    trainable, frozen = param_rules.split(params, param_rules.match(rules["trainable"], params))
+    # A copy: state and average are both donated.
+    average = jax.tree.map(jnp.copy, trainable) if config.optim.average else None
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), average)
+
+
+def state_shardings(state: TrainState, rules: Mapping[str, Any], mesh: Any) -> TrainState:
+    """Where each array of a state lies; optimizer slots lie as their parameters do."""
+
+    def of_params(tree: Any) -> Any:
+        names = param_rules.match(rules["sharding"], tree, dead="ignore")
+        return jax.tree.map(lambda x, n: sharding.resolve(n, x.shape, mesh), tree, names)
+
+    # Slots carry their parameter's path at the end of their own ("0/mu/text/..."): the same rules find them.
+    prefix = re.compile(r"(?:^|.*?/)(?:mu|nu)/")
+    rule_list = [(re.compile(pattern), value) for pattern, value in rules["sharding"]]
+
+    def of_slot(path: Any, leaf: Any) -> Any:
+        name = prefix.sub("", jax.tree_util.keystr(path, simple=True, separator="/"), count=1)
+        value = next((value for pattern, value in rule_list if pattern.fullmatch(name)), ())
+        return sharding.resolve(value if leaf.ndim else (), leaf.shape, mesh)
+
+    return TrainState(
+        step=sharding.replicated(mesh),
+        trainable=of_params(state.trainable),
+        frozen=of_params(state.frozen),
+        optimizer=jax.tree_util.tree_map_with_path(of_slot, state.optimizer),
+        average=None if state.average is None else of_params(state.average),
+    )
+
+
+def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
+    """Trains an experiment in a work folder, or resumes it there, and returns the last state.
+
+    Raises:
+      ValueError: settings, data or a checkpoint that do not fit together, before any step.
+      NonFiniteLoss: at the first such step.
+    """
+    workdir = Path(workdir)
+    family = models.family(config.model)
+    console = rich.console.Console(stderr=True)
+
+    # ---- Vocabulary and data: what is wrong here is said before anything is compiled.
+    checkpoints = workdir / "checkpoints"
+    vocabulary = text.load_vocabulary(config.data.vocabulary or checkpoints)
+    check_vocabulary(config, vocabulary)
+    check_resumable(config, checkpoints)
+    converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
+    if config.data.batch_size % (jax.device_count() or 1):
+        raise ValueError(
+            f"data.batch_size is {config.data.batch_size}, expected a multiple of the {jax.device_count()} devices. Change it."
+        )
+    for evaluation in config.evals:
+        data.check_task(config.data, evaluation.task, evaluation.split)
+
+    # ---- Mesh, and the state as shapes: nothing is allocated yet.
+    mesh = sharding.make_mesh(config.mesh)
+    rules = family.rules(config.model)
+    abstract_params = jax.eval_shape(lambda: init_params(config))
+    trainable, _ = param_rules.split(abstract_params, param_rules.match(rules["trainable"], abstract_params))
+    optimizer = optim.optimizer(
+        config.optim, config.train.steps, trainable, rules["weight_decay"], rules["lr_multiplier"]
+    )
+    abstract = jax.eval_shape(lambda: make_state(config, init_params(config), rules, optimizer))
+    shardings = state_shardings(abstract, rules, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    counts = [sum(x.size for x in jax.tree.leaves(half)) for half in (abstract.trainable, abstract.frozen)]
+    console.print(f"{sum(counts):,} parameters, {counts[0]:,} of them trained, on {mesh.size} {jax.devices()[0].platform}")
+
+    # ---- Restore or initialise, in this order of precedence:
+    # 1. the newest step of this work folder; 2. init.checkpoint; 3. the seed.
+    store.write_header(checkpoints, to_json(config), vocabulary)
+    keeper = store.Store(checkpoints, config.train.keep)
+    position = None
+    if (latest := keeper.latest()) is not None:
+        arrays, position = keeper.restore(latest, _arrays(abstract))
+        state = _from_arrays(arrays, latest, abstract, rules)
+        console.print(f"resumed at step {latest}")
+    else:
+        params = jax.jit(lambda: init_params(config), out_shardings=_merged(shardings))()
+        if config.init.checkpoint:
+            params = take_over(config, params, console)
+        start = jax.jit(lambda p: make_state(config, p, rules, optimizer), out_shardings=shardings)
+        state = start(params)
+        del params
+
+    # ---- Loop
+    train_step = jax.jit(
+        make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
+    )
+    learning_rate = optim.schedule(config.optim, config.train.steps)
+    first = int(state.step)
+    log = MetricsLog(workdir, first)
+    pending: tuple[int, Metrics] | None = None
+    with (
+        jax.set_mesh(mesh),
+        data.Stream(config.data, converter, position) as stream,
+        _progress(console) as progress,
+        log,
+    ):
+        bar = progress.add_task("train", total=config.train.steps, completed=first, loss="")
+        begun, begun_at = time.perf_counter(), first
+        for step in range(first + 1, config.train.steps + 1):
+            batch, position = next(stream)
+            if step == first + 1:
+                check(batch, family.batch_spec(config.model, batch.images.shape[0]))
+            state, metrics = train_step(state, data.to_device(batch, sharding.over_batch(mesh)))
+
+            # The metrics of the step before, while this one runs.
+            if pending is not None:
+                _check_finite(*pending, keeper)
+            pending = step, metrics
+            last = step == config.train.steps
+            if step == first + 1:
+                jax.block_until_ready(metrics)  # compiling is not part of the speed
+                begun, begun_at = time.perf_counter(), step
+            if step % config.train.log_every == 0 or last:
+                values = {name: float(value) for name, value in metrics.items()}
+                _check_finite(step, metrics, keeper)
+                speed = (step - begun_at) / max(time.perf_counter() - begun, 1e-9)
+                values |= {"learning_rate": float(learning_rate(step - 1)), "steps_per_second": speed}
+                log.write(step, values)
+                progress.update(bar, loss=f"loss {values['loss']:.4f}")
+            progress.update(bar, completed=step)
+            if step % config.train.checkpoint_every == 0 or last:
+                _check_finite(step, metrics, keeper)
+                keeper.save(step, _arrays(state), position)
+            for evaluation in config.evals:
+                if last or (evaluation.every and step % evaluation.every == 0):
+                    _evaluate(config, evaluation, state.best_params, vocabulary, workdir, step, log, console)
+                    # An evaluation is not training time.
+                    begun, begun_at = time.perf_counter(), step
+        keeper.close()
+    return state
+
+
+def check_vocabulary(config: Experiment, vocabulary: text.Vocabulary) -> None:
+    """Raises ValueError if the model's vocabulary layer is not the size of the vocabulary."""
+    if config.model.text.vocab_size != vocabulary.size:
+        raise ValueError(
+            f"model.text.vocab_size is {config.model.text.vocab_size}, expected {vocabulary.size}, the size of the "
+            f"vocabulary {config.data.vocabulary!r}. Set model.text.vocab_size."
+        )
+
+
+def check_resumable(config: Experiment, checkpoints: Path) -> None:
+    """Raises ValueError if a run in this folder began with another model; says what else differs."""
+    if not (checkpoints / store.CONFIG).is_file() or not any(p.name.isdigit() for p in checkpoints.iterdir()):
+        return
+    before = from_json(Experiment, store.read_config(checkpoints))
+    if before.model != config.model:
+        raise ValueError(
+            f"the model of this experiment is not the one that {checkpoints.parent} began with, expected the same. "
+            "Choose another --workdir, or take over its weights with init.checkpoint."
+        )
+    if before != config:
+        parts = [f.name for f in dataclasses.fields(config) if getattr(before, f.name) != getattr(config, f.name)]
+        print(f"resuming with other settings of: {', '.join(parts)}", file=sys.stderr)
+
+
+def take_over(config: Experiment, params: Any, console: rich.console.Console) -> Any:
+    """`params` with those of init.checkpoint in their places, by name.
+
+    Raises:
+      ValueError: names or shapes that differ and that init.new and init.unused do not name.
+    """
+    folder, step = store.find(config.init.checkpoint)
+    saved, here = store.saved_shapes(folder, step), {k: tuple(v.shape) for k, v in param_rules.paths(params).items()}
+
+    def named(path: str, patterns: tuple[str, ...]) -> bool:
+        return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+    new = {path for path in here if named(path, config.init.new)}
+    faults = [f"{p} is not in it" for p in here.keys() - saved.keys() - new]
+    faults += [f"{p} has no place here" for p in saved.keys() - here.keys() if not named(p, config.init.unused)]
+    common = (here.keys() & saved.keys()) - new
+    faults += [f"{p} is {saved[p]}, expected {here[p]}" for p in common if saved[p] != here[p]]
+    if faults:
+        raise ValueError(
+            f"init.checkpoint {config.init.checkpoint!r} does not fit the model: {'; '.join(sorted(faults)[:10])}"
+            f"{f' and {len(faults) - 10} more' if len(faults) > 10 else ''}. Name them in init.new or init.unused."
+        )
+    theirs = store.read_some(folder, step, {path: leaf for path, leaf in param_rules.paths(params).items() if path in common})
+    console.print(f"{len(common)} parameters from {folder} step {step}, {len(here) - len(common)} new")
+    leaves = [theirs.get(path, leaf) for path, leaf in param_rules.paths(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard. Lines behind the step that a run resumes at are dropped: they happen again."""
+
+    def __init__(self, workdir: Path, first: int) -> None:
+        self._path = workdir / "metrics.jsonl"
+        workdir.mkdir(parents=True, exist_ok=True)
+        if self._path.is_file():
+            lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first]
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in lines))
+            partial.replace(self._path)
+        self._file = self._path.open("a")
+        self._writer = _tensorboard(workdir)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line, on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            self._writer.write_scalars(step, values)
+
+
+def _tensorboard(workdir: Path) -> Any:
+    """clu's writer of TensorBoard events, which come with the data extra."""
+    from clu import metric_writers
+
+    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line that a killed run left half-written is behind every step."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+def _evaluate(
+    config: Experiment,
+    evaluation: Any,
+    params: Any,
+    vocabulary: text.Vocabulary,
+    workdir: Path,
+    step: int,
+    log: MetricsLog,
+    console: rich.console.Console,
+) -> None:
+    """One evaluation inside a run: metrics into the log, a sheet of pictures into the work folder."""
+    from pixel_align.evaluation import evaluator
+
+    result = evaluator.evaluate(config, evaluation, params, vocabulary)
+    log.write(step, {f"{evaluation.task}/{name}": value for name, value in result.metrics.items()})
+    values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    console.print(f"step {step}  {evaluation.task}/{evaluation.split}  {values}")
+    if result.pictures is not None:
+        path = workdir / "pictures" / f"{evaluation.task}-{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        result.pictures.save(path)
+
+
+def _check_finite(step: int, metrics: Metrics, keeper: store.Store) -> None:
+    if np.isfinite(float(metrics["loss"])):
+        return
+    keeper.wait()
+    good = keeper.latest()
+    left = f"the checkpoint of step {good} is good" if good is not None else "no checkpoint was saved before"
+    raise NonFiniteLoss(
+        f"the loss of step {step} is {float(metrics['loss'])}, expected a finite number; {left}. "
+        "Lower optim.peak_lr or set optim.clip_norm, and start again: the run resumes there."
+    )
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    """What is saved of a state, whether of arrays or of shapes."""
+    arrays = {"params": state.params, "optimizer": state.optimizer}
+    if state.average is not None:
+        arrays["average"] = state.best_params
+    return arrays
+
+
+def _from_arrays(arrays: dict[str, Any], step: int, abstract: TrainState, rules: Mapping[str, Any]) -> TrainState:
+    """The inverse of `_arrays`."""
+    mask = param_rules.match(rules["trainable"], arrays["params"])
+    trainable, frozen = param_rules.split(arrays["params"], mask)
+    average = param_rules.split(arrays["average"], mask)[0] if "average" in arrays else None
+    step_array = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+    return TrainState(step_array, trainable, frozen, arrays["optimizer"], average)
+
+
+def _merged(shardings: TrainState) -> Any:
+    return param_rules.merge(shardings.trainable, shardings.frozen)
+
+
+def _progress(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[loss]}"),
+        console=console,
+    )
