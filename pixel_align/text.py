@@ -159,12 +159,12 @@ class SentencePieceVocabulary(Vocabulary):
                 "Use the vocabulary that the model was trained with."
             )
         ends = np.flatnonzero(tokens == self.eos_id)
-        spoken = np.flatnonzero(tokens[: ends[0] if ends.size else None] != self.pad_id)
-        known = np.where(tokens[spoken] < self.pieces, tokens[spoken], self.unk_id).tolist()
-        decoded = self._processor.decode(known, return_type="offset_mapping")
+        spoken = tokens[: ends[0] if ends.size else None]
+        known = np.where(spoken < self.pieces, spoken, self.unk_id).tolist()
+        decoded = self._processor.decode(known, return_type="offset_mapping")  # padding is a control piece: no text
         text: str = decoded["text"]
         spans = np.full((len(tokens), 2), len(text), np.int32)
-        for index, (start, end) in zip(spoken, decoded["offsets"], strict=True):
+        for index, (start, end) in enumerate(decoded["offsets"]):
             spans[index] = _trim(text, start, end)
         return text, spans
 

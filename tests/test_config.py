@@ -152,6 +152,7 @@ def test_choosing_the_present_kind_again_changes_nothing() -> None:
 def test_overrides_may_be_values() -> None:
     tree = override(Tree(), {"optim.peak_lr": 3, "evals": (Eval("q"),), "model.image": EvaVit(), "model.lora.rank": 4})
     assert tree == Tree(Model(image=EvaVit(), lora=Lora(4)), Optim(3.0), (Eval("q"),))
+    assert isinstance(tree.optim.peak_lr, float)
     with pytest.raises(ConfigError, match=r"config\.model\.lora\.rank is '4', expected int"):
         override(Tree(), {"model.lora.rank": "4"})
 

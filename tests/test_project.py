@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,10 @@ def test_no_module_of_pixel_align_imports_tensorflow_when_it_is_imported() -> No
     assert not set(loaded.split()) & set(TENSORFLOW)
 
 
-def test_public_names_are_listed_and_others_are_refused() -> None:
+def test_public_names_are_those_of_predict_and_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = types.SimpleNamespace(load=object(), Predictor=object(), Prediction=object())
+    monkeypatch.setitem(sys.modules, "pixel_align.predict", predict)
+    assert [pixel_align.load, pixel_align.Predictor, pixel_align.Prediction] == list(vars(predict).values())
     assert {"load", "Predictor", "Prediction", "__version__"} == set(pixel_align.__all__) <= set(dir(pixel_align))
     assert re.fullmatch(r"\d+\.\d+\.\d+", pixel_align.__version__)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
@@ -70,7 +74,9 @@ def checkout(tmp_path: Path) -> Path:
 def fake_python(folder: Path, name: str, *, version: str, status: int) -> Path:
     """A program that calls itself a Python and answers the Makefile's question with `status`."""
     path = folder / name
-    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}" && exit 0\nexit {status}\n')
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}" && exit 0\necho no >&2\nexit {status}\n'
+    )
     path.chmod(0o755)
     return path
 
@@ -105,7 +111,7 @@ def test_a_shim_that_does_not_run_is_passed_over(checkout: Path) -> None:
     fake_python(programs, "python3.12", version="3.12.0", status=0)
     done = make(checkout, "-n", "venv", PATH=f"{programs}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
-    assert '"python3.12"' in done.stdout and '"python3.11"' not in done.stdout
+    assert '"python3.12"' in done.stdout and '"python3.11"' not in done.stdout and not done.stderr
 
 
 def test_extras_with_commas_reach_the_installer_whole(checkout: Path) -> None:
