@@ -333,7 +333,7 @@ def _place_labels(
                 cost = letter * reach
                 cost += sum(40 * letter * _share(rectangle, other, letter * 0.15) for other in placed.values())
                 cost += sum(15 * letter * (_distance(dot, rectangle) < letter * 0.55) for dot in (*dots, *rings))
-                cost += sum(3 * letter * _share(rectangle, box, 0) for box in boxes)
+                cost += sum(6 * letter * _share(rectangle, box, 0) for box in boxes)
                 cost += sum(4 * letter * _crosses((x, y), rectangle, dots[j], other) for j, other in placed.items())
                 if cost < least:
                     best, least = rectangle, cost

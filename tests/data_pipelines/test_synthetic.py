@@ -270,10 +270,9 @@ def test_wander_decides_whether_words_without_a_place_have_a_trace() -> None:
     def traced(world: World) -> float:
         hits = []
         for told in (synthetic.scene(world, 0, index) for index in range(40)):
-            trace = points(told)
-            for word in told.words:
-                if word.thing < 0:
-                    hits.append(bool(((trace[:, 2] >= word.start) & (trace[:, 2] <= word.end)).any()))
+            times = points(told)[:, 2]
+            unplaced = [word for word in told.words if word.thing < 0]
+            hits += [bool(((times >= word.start) & (times <= word.end)).any()) for word in unplaced]
         return float(np.mean(hits))
 
     calm, hard = traced(synthetic.easy()), traced(World())
@@ -399,6 +398,7 @@ def test_instances_load_in_the_coco_api(tmp_path: pathlib.Path) -> None:
     files = synthetic.write(world, tmp_path, 20, seed=0)
     api = coco.COCO(str(files.instances))
     assert len(api.imgs) == 20 and len(api.cats) == 144
+    assert len(api.anns) == sum(len(synthetic.scene(world, 0, index).things) for index in range(20)), "ids are unique"
     for index in range(20):
         told = synthetic.scene(world, 0, index)
         annotations = api.imgToAnns[told.image_id]
