@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     # TensorFlow and TFDS speak of their own affairs; both must be told before they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nothing is computed here; on, it announces itself
     logging.set_verbosity(logging.ERROR)
     module = importlib.import_module(SETS[args.set][0])
     options = argparse.ArgumentParser(prog=f"python -m data_pipelines build {args.set}", description=SETS[args.set][1])

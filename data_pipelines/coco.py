@@ -87,5 +87,5 @@ def _objects(annotations: list[tuple[list[float], str]], size: tuple[int, int]) 
     xywh = np.array([box for box, _ in annotations], np.float64).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) / [width, height, width, height]
     boxes = np.clip(boxes, 0.0, 1.0).astype(np.float32)
-    whole = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+    whole = np.all(boxes[:, :2] < boxes[:, 2:], axis=1).tolist()
     return Objects(boxes[whole], [name for (_, name), keep in zip(annotations, whole, strict=True) if keep])

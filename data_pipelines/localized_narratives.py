@@ -17,6 +17,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rich.progress
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from data_pipelines import DataError, alignment, coco, parts, pictures, sources
 from data_pipelines.alignment import NUM_POINTS, Utterance
@@ -278,7 +279,7 @@ class Inputs:
         return int(-(-narratives * value // 100)) if share != self.max_skipped else int(value)
 
 
-class LocalizedNarratives(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
     """One record per picture: the picture, its narratives, its named objects where a COCO instances file is given.
 
     Args:
@@ -367,11 +368,16 @@ class Materials:
 
 def builder_class(name: str) -> type[LocalizedNarratives]:
     """The builder for a set of another name: TFDS takes the name from the class."""
-    if not tfds.core.naming.is_valid_dataset_name(name):
-        raise DataError(
-            f"--name is {name!r}, expected lower-case letters, digits and underscores. Choose another name."
-        )
+    _check_name("--name", name)
     return type("Named", (LocalizedNarratives,), {"name": name}, skip_registration=True)
+
+
+def _check_name(option: str, name: str) -> None:
+    """Names become parts of file names, which TFDS reads apart again. Raises DataError."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise DataError(
+            f"{option} is {name!r}, expected lower-case letters, digits and underscores. Choose another name."
+        )
 
 
 def picture_record(
@@ -447,10 +453,7 @@ def build(
       way.
     """
     builder = builder_class(name)(data_dir=out)
-    if not tfds.core.naming.is_valid_dataset_name(split):
-        raise DataError(
-            f"--split is {split!r}, expected lower-case letters, digits and underscores. Choose another name."
-        )
+    _check_name("--split", split)
     if shards is not None and shards < 1:
         raise DataError(f"--shards is {shards}, expected at least 1. Give a number of files.")
     folder = Path(builder.data_dir)
@@ -517,9 +520,10 @@ def _index(work: Path, inputs: Inputs, shards: int | None, stamp: Any, materials
         # In bytes of the files, so that the time left is known; of gzipped ones the length is not.
         paths = annotation_files(inputs.annotations)
         length = None if any(_zipped(path) for path in paths) else sum(path.stat().st_size for path in paths)
-        bar = stack.enter_context(tqdm(total=length, unit="B", unit_scale=True, desc="reading", dynamic_ncols=True))
+        bar = stack.enter_context(parts.progress(rich.progress.DownloadColumn()))
+        task = bar.add_task("reading", total=length)
         for where, line in read_lines(inputs.annotations):
-            bar.update(len(line))
+            bar.advance(task, len(line))
             try:
                 narrative = parse_narrative(line)
             except BadRecord as error:

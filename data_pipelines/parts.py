@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import rich.console
+import rich.progress
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from data_pipelines import DataError
 
@@ -60,6 +61,17 @@ def write_records(path: Path, features: tfds.features.FeaturesDict, examples: It
     return count, size
 
 
+def progress(*columns: rich.progress.ProgressColumn) -> rich.progress.Progress:
+    """A bar on the error stream with the time left; `columns` say how far it is."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        *columns,
+        rich.progress.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+    )
+
+
 def finish_parts(folder: Path, weights: list[int], write: Callable[[int, Path], Report], unit: str) -> list[Report]:
     """Writes the parts that are not there yet, one after the other, and returns the descriptions of all.
 
@@ -71,19 +83,21 @@ def finish_parts(folder: Path, weights: list[int], write: Callable[[int, Path], 
     """
     folder.mkdir(parents=True, exist_ok=True)
     reports = []
-    with tqdm(total=sum(weights), unit=f" {unit}", desc="building", smoothing=0.05, dynamic_ncols=True) as bar:
-        for part, weight in enumerate(weights):
-            description = folder / f"{part:05d}.json"
+    descriptions = [folder / f"{part:05d}.json" for part in range(len(weights))]
+    # What an earlier run did counts as done, not as speed.
+    done = sum(weight for weight, description in zip(weights, descriptions, strict=True) if description.exists())
+    with progress(rich.progress.MofNCompleteColumn(), rich.progress.TextColumn(unit)) as bar:
+        task = bar.add_task("building", total=sum(weights), completed=done)
+        for part, (weight, description) in enumerate(zip(weights, descriptions, strict=True)):
             if description.exists():
                 reports.append(read_json(description))
-                bar.initial += weight  # done by an earlier run: counts as done, not as speed
             else:
                 partial = folder / f"{part:05d}.partial"
                 report = write(part, partial)
                 os.replace(partial, folder / f"{part:05d}.tfrecord")
                 write_json(description, report)
                 reports.append(report)
-            bar.update(weight)
+                bar.advance(task, weight)
     return reports
 
 

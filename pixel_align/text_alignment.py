@@ -117,7 +117,7 @@ def pair_misheard(pairs: Sequence[tuple[int, int]], first: int, second: int) -> 
     Where two neighbouring pairs leave equally many words between them on both sides, those are paired in order;
     where the numbers differ nothing says which word is which, and none is paired.
     """
-    completed = []
+    completed: list[tuple[int, int]] = []
     i = j = 0
     for next_i, next_j in [*pairs, (first, second)]:
         if next_i - i == next_j - j:
