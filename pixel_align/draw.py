@@ -1,7 +1,7 @@
 """A sentence and its places on a picture: each word in a colour, its place marked on the picture in the same colour.
 
 Words in a row that name one place (a phrase, "small red circle") share a colour, a mark and a label; words without a
-place are gray. Everything given is in pixels of the picture; everything returned is uint8[H, W, 3], whatever its size.
+place are gray. Everything given is in pixels of the picture; everything returned is an RGB picture of PIL.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class _Mark:
     words: list[int]
     colour: tuple[int, int, int]
     path: np.ndarray  # [P, 2]
+    first: tuple[
+        float, float
+    ]  # where its first word is: later ones are compared with that, so that no chain of words drifts
     target: np.ndarray | None = None  # [2]
     box: np.ndarray | None = None  # [4]
     mask: np.ndarray | None = None  # bool[h, w] of the given picture
@@ -62,7 +65,7 @@ def annotate(
     *,
     side: int = 960,
     merge: float = 0.04,
-) -> np.ndarray:
+) -> PIL.Image.Image:
     """The picture with the places of the words marked on it, and the sentence below.
 
     Args:
@@ -93,7 +96,7 @@ def comparison(
     *,
     side: int = 960,
     merge: float = 0.04,
-) -> np.ndarray:
+) -> PIL.Image.Image:
     """Predicted places (discs) beside true ones (rings), joined by a line; other arguments as in `annotate`.
 
     `targets` are W times float[P, 2], or None; a word with only one of the two places is drawn with that one alone,
@@ -104,22 +107,22 @@ def comparison(
     return _page(image, words, marks, title, "disc: predicted   ring: true", side)
 
 
-def sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 16) -> np.ndarray:
-    """Pictures uint8[H, W, 3] of any sizes -> one, rows of `columns`, top middle of each cell, on white."""
+def sheet(pictures: Sequence[PIL.Image.Image], columns: int, gap: int = 16) -> PIL.Image.Image:
+    """Pictures of any sizes -> one, rows of `columns`, top middle of each cell, on white."""
     if not pictures or columns < 1:
         raise ValueError(
             f"sheet is {len(pictures)} pictures in {columns} columns, expected at least 1 of both. Give pictures."
         )
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    width = max(picture.shape[1] for picture in pictures)
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    width = max(picture.width for picture in pictures)
+    heights = [max(picture.height for picture in row) for row in rows]
     columns = min(columns, len(pictures))
-    page = np.full((sum(heights) + gap * (len(rows) + 1), columns * width + gap * (columns + 1), 3), PAGE, np.uint8)
+    size = (columns * width + gap * (columns + 1), sum(heights) + gap * (len(rows) + 1))
+    page = PIL.Image.new("RGB", size, PAGE)
     top = gap
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
-            left = gap + column * (width + gap) + (width - picture.shape[1]) // 2
-            page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            page.paste(picture, (gap + column * (width + gap) + (width - picture.width) // 2, top))
         top += height + gap
     return page
 
@@ -179,16 +182,22 @@ def _marks(
         goal = None if target is None else clip_points(target.mean(0) * scale, within)
         box, mask = place(boxes, "boxes", k, (4,)), place(masks, "masks", k, shape[:2])
         colour = PALETTE[len(marks) % len(PALETTE)] if path is not None else GRAY
+        shown = clip_points(path * scale, within) if path is not None else np.asarray([goal])
+        x, y = shown.mean(0).tolist()
         mark = _Mark(
             [k],
             colour,
-            clip_points(path * scale, within) if path is not None else np.asarray([goal]),
+            shown,
+            (x, y),
             goal,
             None if box is None else clip_boxes(box * scale, within),
             None if mask is None else mask.astype(bool),
         )
         if marks and marks[-1].words[-1] == k - 1 and _same_place(marks[-1], mark, near):
-            marks[-1].words.append(k)
+            # A phrase is marked where its last word is, which has read all of it.
+            last = marks[-1]
+            last.words.append(k)
+            last.path, last.target, last.box, last.mask = mark.path, mark.target, mark.box, mark.mask
         else:
             marks.append(mark)
     return marks
@@ -198,7 +207,7 @@ def _same_place(a: _Mark, b: _Mark, near: float) -> bool:
     """Are the two close enough to be one mark, by what is predicted and by what is true."""
     if (a.target is None) != (b.target is None) or (a.colour == GRAY) != (b.colour == GRAY):
         return False
-    apart = math.dist(a.at, b.at)
+    apart = math.dist(a.first, b.first)
     if a.target is not None and b.target is not None:
         apart = max(apart, math.dist(a.target.tolist(), b.target.tolist()))
     return apart < near
@@ -209,7 +218,7 @@ def _same_place(a: _Mark, b: _Mark, near: float) -> bool:
 
 def _page(
     image: np.ndarray, words: Sequence[str], marks: list[_Mark], title: str | None, legend: str | None, side: int
-) -> np.ndarray:
+) -> PIL.Image.Image:
     """Title, picture with marks, sentence and legend, from top to bottom."""
     letter = max(15, round(side * 0.026)) * _FINE
     pad = letter
@@ -237,7 +246,7 @@ def _page(
     if legend:
         pen.text((pad, bottom - pad // 2 - round(small * 1.4)), legend, GRAY, _font(legend, small))
     # An odd height would leave half a line.
-    return np.asarray(page.resize((page.width // _FINE, page.height // _FINE), PIL.Image.Resampling.BOX))
+    return page.resize((page.width // _FINE, page.height // _FINE), PIL.Image.Resampling.BOX)
 
 
 def _picture(

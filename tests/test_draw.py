@@ -1,8 +1,10 @@
 """Marks sit where the places are, in the colours of their words, and everything can be read."""
 
 import itertools
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from pixel_align import draw
@@ -13,6 +15,14 @@ PAD = 25  # margin around the picture at the default side of 960 pixels
 
 def gray(height: int, width: int, level: int = 200) -> np.ndarray:
     return np.full((height, width, 3), level, np.uint8)
+
+
+def annotate(*arguments: Any, **options: Any) -> np.ndarray:
+    return np.asarray(draw.annotate(*arguments, **options))
+
+
+def comparison(*arguments: Any, **options: Any) -> np.ndarray:
+    return np.asarray(draw.comparison(*arguments, **options))
 
 
 def has(pixels: np.ndarray, colour: tuple[int, int, int]) -> bool:
@@ -31,7 +41,7 @@ def at(*xy: float) -> np.ndarray:
 def test_each_place_carries_the_colour_of_its_word(size: tuple[int, int]) -> None:
     height, width = size
     places = [at(0.25 * width, 0.3 * height), None, at(0.7 * width, 0.8 * height)]
-    page = draw.annotate(gray(*size), ["here", "and", "there"], places)
+    page = annotate(gray(*size), ["here", "and", "there"], places)
     scale = 960 / max(size)
     for place, colour in zip((places[0], places[2]), PALETTE, strict=False):
         assert place is not None
@@ -40,19 +50,19 @@ def test_each_place_carries_the_colour_of_its_word(size: tuple[int, int]) -> Non
     picture_bottom = PAD + round(height * scale)
     sentence = page[picture_bottom:]
     assert colours(sentence) == list(PALETTE[:2]) and has(sentence, GRAY)
-    assert page.dtype == np.uint8 and page.shape[1] == max(round(width * scale), 576) + 2 * PAD
+    assert page.shape[1] == max(round(width * scale), 576) + 2 * PAD
 
 
 def test_the_mark_of_corner_points_is_their_middle() -> None:
-    page = draw.annotate(gray(96, 96), ["box"], [np.asarray([[10.0, 20], [50, 60]])])
+    page = annotate(gray(96, 96), ["box"], [np.asarray([[10.0, 20], [50, 60]])])
     assert page[PAD + 400, PAD + 300].tolist() == list(PALETTE[0])
 
 
 def test_words_without_a_place_leave_the_picture_alone() -> None:
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
-    bare = draw.annotate(image, ["nothing", "here"], [None, None])
+    bare = annotate(image, ["nothing", "here"], [None, None])
     assert not colours(bare[PAD + 960 :]) and has(bare[PAD + 960 :], GRAY)
-    marked = draw.annotate(image, ["nothing", "here"], [None, at(48, 48)])
+    marked = annotate(image, ["nothing", "here"], [None, at(48, 48)])
     inside = np.s_[PAD : PAD + 960, PAD : PAD + 960]
     changed = (bare[inside] != marked[inside]).any(-1)
     assert 0 < changed.mean() < 0.02, "a mark and a label, nothing else"
@@ -60,17 +70,24 @@ def test_words_without_a_place_leave_the_picture_alone() -> None:
 
 def test_neighbours_of_one_place_share_a_colour_and_others_do_not() -> None:
     words, close = ["small", "red", "circle"], [at(20, 20), at(21, 20), at(20, 22)]
-    assert colours(draw.annotate(gray(96, 96), words, close)) == [PALETTE[0]]
-    assert colours(draw.annotate(gray(96, 96), words, close, merge=0)) == list(PALETTE[:3])
-    assert colours(draw.annotate(gray(96, 96), words, [close[0], None, close[2]])) == list(PALETTE[:2])
-    assert colours(draw.annotate(gray(96, 96), words, [close[0], at(60, 60), close[2]])) == list(PALETTE[:3])
+    assert colours(annotate(gray(96, 96), words, close)) == [PALETTE[0]]
+    assert colours(annotate(gray(96, 96), words, close, merge=0)) == list(PALETTE[:3])
+    assert colours(annotate(gray(96, 96), words, [close[0], None, close[2]])) == list(PALETTE[:2])
+    assert colours(annotate(gray(96, 96), words, [close[0], at(60, 60), close[2]])) == list(PALETTE[:3])
+
+
+def test_a_phrase_is_marked_where_its_last_word_is_and_no_chain_drifts() -> None:
+    page = annotate(gray(96, 96), ["red", "circle"], [at(20, 20), at(22, 20)])
+    assert page[PAD + 200, PAD + 220].tolist() == list(PALETTE[0])
+    steps = [at(20 + 3 * k, 20) for k in range(8)]
+    assert len(colours(annotate(gray(96, 96), list("abcdefgh"), steps))) == 4
 
 
 def test_boxes_are_outlined_and_masks_are_tinted() -> None:
     mask = np.zeros((96, 96), bool)
     mask[60:80, 10:40] = True
     box = np.asarray([50.0, 10, 90, 40])
-    page = draw.annotate(gray(96, 96), ["one", "two"], [at(70, 25), at(25, 70)], boxes=[box, None], masks=[None, mask])
+    page = annotate(gray(96, 96), ["one", "two"], [at(70, 25), at(25, 70)], boxes=[box, None], masks=[None, mask])
     picture = page[PAD : PAD + 960, PAD : PAD + 960].astype(int)
     for x, y in ((500, 150), (900, 150), (560, 100), (560, 400)):
         assert (np.abs(picture[y - 4 : y + 5, x - 4 : x + 5] - PALETTE[0]).sum(-1) < 30).any()
@@ -81,13 +98,13 @@ def test_boxes_are_outlined_and_masks_are_tinted() -> None:
 
 def test_a_path_of_points_is_drawn() -> None:
     path = np.asarray([[10.0, 10], [80, 10], [80, 80], [10, 80]])
-    page = draw.annotate(gray(96, 96), ["around"], [path])
+    page = annotate(gray(96, 96), ["around"], [path])
     assert np.abs(page[PAD + 95 : PAD + 106, PAD + 300].astype(int) - PALETTE[0]).sum(-1).min() < 60
     assert page[PAD + 450, PAD + 450].tolist() == list(PALETTE[0]), "the mark is at the mean"
 
 
 def test_places_outside_are_marked_on_the_border() -> None:
-    page = draw.annotate(gray(96, 96), ["out"], [at(500, 48)])
+    page = annotate(gray(96, 96), ["out"], [at(500, 48)])
     assert page[PAD + 480, PAD + 958].tolist() == list(PALETTE[0])
     assert page[PAD + 480, PAD + 970].tolist() == list(PAGE)
 
@@ -98,7 +115,7 @@ def test_any_size_of_picture_is_legible_and_keeps_its_margins(size: tuple[int, i
     words = ["a"] * 30 + ["extraordinarily-long-" * 12, "end"]
     height, width = size
     places = [at(width * k / 32, height * k / 32) if k % 3 == 0 else None for k in range(32)]
-    page = draw.annotate(
+    page = annotate(
         gray(*size), words, places, title="A title that is a good deal longer than the picture is " * 3, side=side
     )
     assert side * 0.6 <= page.shape[1] <= side + 2 * 25 and page.shape[0] <= side * 4
@@ -141,7 +158,7 @@ def test_crossing_leaders_are_seen() -> None:
 
 
 def test_comparison_shows_disc_ring_and_the_line_between() -> None:
-    page = draw.comparison(gray(96, 96), ["dog"], [at(20, 48)], [at(80, 48)])
+    page = comparison(gray(96, 96), ["dog"], [at(20, 48)], [at(80, 48)])
     row = page[PAD + 480].astype(int)
     assert row[PAD + 200].tolist() == list(PALETTE[0])
     assert row[PAD + 800].tolist() != list(PALETTE[0]), "a ring is open, apart from the line that ends in it"
@@ -153,14 +170,14 @@ def test_comparison_shows_disc_ring_and_the_line_between() -> None:
 
 def test_comparison_with_one_of_both_places() -> None:
     words = ["dog", "cat", "sky"]
-    page = draw.comparison(gray(96, 96), words, [at(20, 20), None, None], [None, at(70, 70), None])
+    page = comparison(gray(96, 96), words, [at(20, 20), None, None], [None, at(70, 70), None])
     inside = page[PAD : PAD + 960, PAD : PAD + 960]
     assert colours(inside) == [PALETTE[0]] and has(inside, GRAY)
 
 
 @pytest.mark.parametrize("word", ["café", "½", "Straße", "emoji\N{DOG FACE}", "日本", "a\nb", "", "  ", "e\u0301"])
 def test_any_letters(word: str) -> None:
-    page = draw.annotate(gray(50, 50), [word, "end"], [at(25, 25), None], title=word)
+    page = annotate(gray(50, 50), [word, "end"], [at(25, 25), None], title=word)
     assert page.shape[1] == 960 + 2 * PAD
 
 
@@ -172,28 +189,28 @@ def test_common_letters_have_glyphs() -> None:
 
 def test_sheet_keeps_every_pixel() -> None:
     pictures = [gray(20, 30, 10), gray(40, 20, 60), gray(10, 10, 120)]
-    page = draw.sheet(pictures, 2, gap=4)
+    page = np.asarray(draw.sheet([PIL.Image.fromarray(picture) for picture in pictures], 2, gap=4))
     assert page.shape == (4 + 40 + 4 + 10 + 4, 4 + 30 + 4 + 30 + 4, 3)
     np.testing.assert_array_equal(page[4:24, 4:34], pictures[0])
     np.testing.assert_array_equal(page[4:44, 43:63], pictures[1])
     np.testing.assert_array_equal(page[48:58, 14:24], pictures[2])
     assert (page == PAGE).all(-1).sum() == page.shape[0] * page.shape[1] - 600 - 800 - 100
-    assert draw.sheet(pictures[:1], 5, gap=0).shape == (20, 30, 3)
+    assert draw.sheet([PIL.Image.fromarray(pictures[0])], 5, gap=0).size == (30, 20)
 
 
 def test_misuse_is_named() -> None:
     image = gray(20, 20)
     with pytest.raises(ValueError, match="length of points is 1, expected 2"):
-        draw.annotate(image, ["a", "b"], [None])
+        annotate(image, ["a", "b"], [None])
     with pytest.raises(ValueError, match=r"points\[0\] has shape \[2\], expected \[P, 2\]"):
-        draw.annotate(image, ["a"], [np.zeros(2)])
+        annotate(image, ["a"], [np.zeros(2)])
     with pytest.raises(ValueError, match=r"boxes\[0\] has shape \[3\], expected \[4\]"):
-        draw.annotate(image, ["a"], [at(1, 1)], boxes=[np.zeros(3)])
+        annotate(image, ["a"], [at(1, 1)], boxes=[np.zeros(3)])
     with pytest.raises(ValueError, match=r"masks\[0\] has shape \[5, 5\], expected \[20, 20\]"):
-        draw.annotate(image, ["a"], [at(1, 1)], masks=[np.zeros((5, 5))])
+        annotate(image, ["a"], [at(1, 1)], masks=[np.zeros((5, 5))])
     with pytest.raises(ValueError, match="expected finite numbers"):
-        draw.annotate(image, ["a"], [at(np.nan, 1)])
+        annotate(image, ["a"], [at(np.nan, 1)])
     with pytest.raises(ValueError, match=r"image is float64\[2, 2\]"):
-        draw.annotate(np.zeros((2, 2)), [], [])
+        annotate(np.zeros((2, 2)), [], [])
     with pytest.raises(ValueError, match="sheet is 0 pictures in 2 columns"):
         draw.sheet([], 2)
