@@ -41,9 +41,7 @@ EXTRAS = {
     "eval": ["pycocoevalcap>=1.2", "pycocotools>=2.0.11"],
     "plots": ["matplotlib>=3.9"],
     "dev": [
-        "beartype>=0.22",
         "import-linter>=2.5",
-        "jaxtyping>=0.3.3",
         "mypy>=2.4",
         "pycocotools>=2.0.11",
         "pytest>=9",
