@@ -46,6 +46,7 @@ EXTRAS = {
         "pycocotools>=2.0.11",
         "pytest>=9",
         "ruff>=0.17,<0.18",
+        "setuptools>=77",
     ],
 }
 
