@@ -141,9 +141,7 @@ def unstack_params(params: Mapping[str, Any], name: str = "layers") -> dict[str,
             )
         for index in range(lengths.pop()):
             layer = jax.tree.map(lambda leaf, index=index: leaf[index], value)
-            result[f"{name}_{index}"] = _descend(
-                layer, name, unstack_params
-            )  # a stack inside a stack: its axis is next
+            result[f"{name}_{index}"] = _descend(layer, name, unstack_params)  # an inner stack's axis is now the first
     return result
 
 

@@ -45,6 +45,7 @@ class T5Config:
     scan: bool = True  # layers as one scanned block with stacked parameters
     remat: str = "none"  # what a backward pass computes again: none, full, dots
     dtype: str = "float32"  # of the computation; parameters are made in float32
+    frozen: bool = False  # the base is not trained (adapters may be): no dropout runs; published: left on in it
 
     def __post_init__(self) -> None:
         if self.relative_buckets < 4 or self.relative_buckets % 4:
@@ -107,16 +108,13 @@ class Cache:
 class T5(nn.Module):
     """The text head. Parameters: token_embedder, encoder, decoder (with decoder/logits_dense).
 
-    frozen: the base weights are not trained (adapters may be): no dropout runs, whatever `train` says. PixelLLM as
-    published left it on in its frozen T5; frozen=False beside freezing rules is that.
     Random bits come from "dropout". `train` False means no dropout anywhere.
     """
 
     config: T5Config
-    frozen: bool = False
 
     def setup(self) -> None:
-        config = dataclasses.replace(self.config, dropout_rate=0.0) if self.frozen else self.config
+        config = dataclasses.replace(self.config, dropout_rate=0.0) if self.config.frozen else self.config
         self.token_embedder = Embedding(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -421,7 +419,7 @@ class RelativeBias(nn.Module):
         table = self.param("rel_embedding", init, (c.num_heads, c.relative_buckets), jnp.float32)
         relative = key_positions[None, :] - query_positions[:, None]
         buckets = relative_position_bucket(relative, self.bidirectional, c.relative_buckets, c.relative_max_distance)
-        return table[:, buckets][None].astype(jnp.float32)
+        return jnp.take(table, buckets, axis=1)[None].astype(jnp.float32)
 
 
 def relative_position_bucket(relative: Any, bidirectional: bool, buckets: int, max_distance: int) -> Any:

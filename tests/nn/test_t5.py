@@ -277,7 +277,7 @@ def test_dropout_runs_in_training_only_and_never_where_frozen(params: dict) -> N
     quiet = _run(params)
     np.testing.assert_array_equal(_run(params, train=False), quiet)
     assert np.abs(_run(params, train=True) - quiet).max() > 0.01
-    frozen = T5(CONFIG, frozen=True)
+    frozen = _model(frozen=True)
     np.testing.assert_array_equal(_run(params, frozen, train=True), quiet)
 
     def drop(model: T5, train: bool) -> jax.Array:
