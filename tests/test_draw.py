@@ -77,8 +77,12 @@ def test_neighbours_of_one_place_share_a_colour_and_others_do_not() -> None:
 
 
 def test_a_phrase_is_marked_where_its_last_word_is_and_no_chain_drifts() -> None:
-    page = annotate(gray(96, 96), ["red", "circle"], [at(20, 20), at(22, 20)])
-    assert page[PAD + 200, PAD + 220].tolist() == list(PALETTE[0])
+    boxes = [np.asarray([10.0, 10, 40, 40]), np.asarray([10.0, 10, 40, 60])]
+    page = annotate(gray(96, 96), ["red", "circle"], [at(20, 20), at(22, 20)], boxes=boxes)
+    edges = [
+        np.abs(page[PAD + y - 3 : PAD + y + 4, PAD + 300].astype(int) - PALETTE[0]).sum(-1).min() for y in (400, 600)
+    ]
+    assert edges[0] > 100 and edges[1] < 30
     steps = [at(20 + 3 * k, 20) for k in range(8)]
     assert len(colours(annotate(gray(96, 96), list("abcdefgh"), steps))) == 4
 
@@ -105,7 +109,8 @@ def test_a_path_of_points_is_drawn() -> None:
 
 def test_places_outside_are_marked_on_the_border() -> None:
     page = annotate(gray(96, 96), ["out"], [at(500, 48)])
-    assert page[PAD + 480, PAD + 958].tolist() == list(PALETTE[0])
+    # Off the middle row, where the leader runs.
+    assert page[PAD + 476, PAD + 957].tolist() == list(PALETTE[0])
     assert page[PAD + 480, PAD + 970].tolist() == list(PAGE)
 
 
@@ -173,6 +178,13 @@ def test_comparison_with_one_of_both_places() -> None:
     page = comparison(gray(96, 96), words, [at(20, 20), None, None], [None, at(70, 70), None])
     inside = page[PAD : PAD + 960, PAD : PAD + 960]
     assert colours(inside) == [PALETTE[0]] and has(inside, GRAY)
+    assert (inside[694:707, 694:707] == GRAY).all(-1).mean() < 0.5, "a ring is open"
+
+
+def test_edges_are_soft() -> None:
+    page = annotate(gray(96, 96), ["dog"], [at(48, 48)])
+    around = page[PAD + 470 : PAD + 491, PAD + 470 : PAD + 480].reshape(-1, 3)
+    assert len(np.unique(around, axis=0)) > 6
 
 
 @pytest.mark.parametrize("word", ["café", "½", "Straße", "emoji\N{DOG FACE}", "日本", "a\nb", "", "  ", "e\u0301"])
