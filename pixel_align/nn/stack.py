@@ -11,8 +11,6 @@ A block is a Linen module whose methods have one form,
 x: what flows from layer to layer; layer: what differs by layer (its cache, its drop-path rate), a pytree whose leaves
 have a leading layer axis outside; shared: arrays that all layers read (masks, biases), or None; train: a Python bool;
 out: what each layer gives back, stacked along a leading layer axis, or None. Random bits come from "dropout".
-
-Layers that only map x to x, with no more to say, are a module of their own: `Stack`.
 """
 
 import re
@@ -27,10 +25,6 @@ import numpy as np
 _REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
     "full": None,  # keep only what flows between layers, compute the rest again in the backward pass
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # also keep what weights were multiplied with
-}
-_LAYER_AXES: Mapping[str, Any] = {
-    "variable_axes": {"params": 0, "intermediates": 0},
-    "split_rngs": {"params": True, "dropout": True},
 }
 _TRAIN_ARGUMENT = 4  # position of `train` in a block's method, self included
 
@@ -52,11 +46,18 @@ def stack(
     `run_stack` may call; only `__call__` is rematerialised, the others are for inference.
     Raises ValueError for an unknown remat.
     """
-    block = _rematerialised(block, remat, scan, static_argnums=(_TRAIN_ARGUMENT,))
+    block = _rematerialised(block, remat, scan)
     if not scan:
         return [block(**fields) for _ in range(length)]
-    in_axes = (0, nn.broadcast, nn.broadcast)
-    return nn.scan(block, in_axes=in_axes, length=length, methods=list(methods), **_LAYER_AXES)(**fields)
+    scanned = nn.scan(
+        block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=length,
+        methods=list(methods),
+    )
+    return scanned(**fields)
 
 
 def run_stack(
@@ -78,34 +79,14 @@ def run_stack(
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
-class Stack(nn.Module):
-    """Layers of the form x -> x; parameters under `layers`, or `layers_0`, ... where they are written out."""
-
-    block: type[nn.Module]  # the class of a layer
-    length: int  # number of layers
-    fields: tuple[Any, ...] = ()  # the block's fields, in order, the same for all layers
-    scan: bool = True  # one compiled block with stacked parameters
-    remat: str = "none"  # as in `stack`
-
-    @nn.compact
-    def __call__(self, x: Any) -> Any:
-        """x: a pytree of arrays. Returns the same shapes."""
-        block = _rematerialised(self.block, self.remat, self.scan)
-        if not self.scan:
-            for index in range(self.length):
-                x = block(*self.fields, name=f"layers_{index}")(x)
-            return x
-        run = nn.scan(lambda layer, x, _: (layer(x), None), length=self.length, **_LAYER_AXES)
-        return run(block(*self.fields, name="layers"), x, None)[0]
-
-
-def _rematerialised(block: type[nn.Module], remat: str, scan: bool, **options: Any) -> type[nn.Module]:
+def _rematerialised(block: type[nn.Module], remat: str, scan: bool) -> type[nn.Module]:
     if remat == "none":
         return block
     if remat not in _REMAT_POLICIES:
         raise ValueError(f"remat is {remat!r}, expected one of {['none', *_REMAT_POLICIES]}. Choose one of them.")
     # Inside a scan nothing can merge the two computations of a layer, so the barrier against it is not needed.
-    return nn.remat(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan, **options)
+    policy = _REMAT_POLICIES[remat]
+    return nn.remat(block, policy=policy, prevent_cse=not scan, static_argnums=(_TRAIN_ARGUMENT,))
 
 
 def stack_params(params: Mapping[str, Any], name: str = "layers") -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_query_without_keys_gets_zeros_and_finite_gradients(value_width: int) 
     assert (out[0, 2] == 0).all()
     assert (out[0, 1] != 0).all()
     arrays = {name: inputs.pop(name) for name in ("query", "key", "value")}
-    for gradient in jax.tree.leaves(jax.grad(lambda a: attention(**a, **inputs).sum())(arrays)):
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(lambda a: attention(**a, **inputs).sum()))(arrays)):
         assert np.isfinite(gradient).all()
 
 
@@ -79,9 +79,9 @@ def test_dropout_drops_keys_for_all_queries_and_keeps_the_mean() -> None:
     value = jnp.eye(S)[None, :, None, :]  # the output is the attention weights themselves
     query, key = jnp.zeros((1, T, 1, D)), jnp.zeros((1, S, 1, D))
     drop = jax.jit(lambda seed: attention(query, key, value, dropout_rate=0.5, dropout_rng=jax.random.key(seed)))
-    weights = jax.vmap(drop)(jnp.arange(400))[:, 0, :, 0] * S
+    weights = np.stack([drop(seed) for seed in range(200)])[:, 0, :, 0] * S
     assert set(np.unique(np.round(weights, 5))) == {0.0, 2.0}
-    np.testing.assert_array_equal(weights, jnp.broadcast_to(weights[:, :1], weights.shape))
+    np.testing.assert_array_equal(weights, np.broadcast_to(weights[:, :1], weights.shape))
     assert abs(weights.mean() - 1.0) < 0.1
     no_rng = attention(query, key, value, dropout_rate=0.5)
     np.testing.assert_allclose(no_rng * S, 1.0, atol=1e-6)

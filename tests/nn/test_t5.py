@@ -300,9 +300,14 @@ def test_bfloat16_computes_in_bfloat16_over_float32_parameters(params: dict) -> 
     assert np.abs(features.astype(jnp.float32) - exact).mean() < 0.05 * np.abs(exact).mean()
     made = jax.eval_shape(model.init, jax.random.key(0), TOKENS, TOKENS >= 0, TOKENS)
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
-    encoded = model.apply({"params": params}, EMBEDDINGS, VALID, method="encode")
-    cache = model.apply({"params": params}, encoded, VALID, T, method="init_cache")
-    step, cache = model.apply({"params": params}, TOKENS[:, 0], cache, method="decode_step")
+
+    @jax.jit
+    def first_step(tokens: jax.Array) -> tuple[jax.Array, Cache]:
+        encoded = model.apply({"params": params}, EMBEDDINGS, VALID, method="encode")
+        cache = model.apply({"params": params}, encoded, VALID, T, method="init_cache")
+        return model.apply({"params": params}, tokens, cache, method="decode_step")
+
+    step, cache = first_step(TOKENS[:, 0])
     assert cache.self_keys.dtype == step.dtype == jnp.bfloat16
     np.testing.assert_allclose(step.astype(jnp.float32), features[:, 0].astype(jnp.float32), atol=0.1)
 
