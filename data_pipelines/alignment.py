@@ -50,8 +50,6 @@ def path_within(strokes: Sequence[np.ndarray], start: float, end: float) -> list
     position at the span's edge. Nothing is extrapolated: before a stroke's first and after its last point there is no
     trace, and the way from one stroke to the next is none either. A span without length holds nothing.
     """
-    if not start < end:
-        return []
     parts = []
     for stroke in strokes:
         times = stroke[:, 2]

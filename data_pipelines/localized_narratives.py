@@ -794,10 +794,9 @@ def give_words_places(dataset: tf.data.Dataset, rule: str) -> tf.data.Dataset:
             if rule == "text"
             else _by_proportion(tf.shape(narrative["word_spans"])[0], valid)
         )
-        # One more row, of zeros and not valid, stands for "no utterance": no word reads another's row.
+        # One more row, of zeros and not valid, stands for "no utterance"; rows without a place are zeros as well.
         nowhere = tf.size(valid)
-        located = (utterance >= 0) & tf.gather(tf.pad(valid, [[0, 1]]), tf.where(utterance >= 0, utterance, nowhere))
-        row = tf.where(located, utterance, nowhere)
+        row = tf.where(utterance >= 0, utterance, nowhere)
 
         def of_words(key: str) -> tf.Tensor:
             rows = narrative[key]
@@ -813,7 +812,7 @@ def give_words_places(dataset: tf.data.Dataset, rule: str) -> tf.data.Dataset:
             "word_boxes": of_words("utterance_boxes"),
             "word_points": of_words("utterance_points"),
             "word_centers": of_words("utterance_centers"),
-            "word_located": located,
+            "word_located": of_words("utterance_valid"),
             "object_boxes": record["objects"]["box"],
             "object_names": record["objects"]["name"],
         }
@@ -855,3 +854,4 @@ def register(name: str, builder_name: str | None = None) -> None:
 
 
 register(NAME)
+register("synthetic_narratives")  # scenes that `data_pipelines.synthetic` draws and tells

@@ -313,6 +313,8 @@ def test_one_go_and_parts_make_the_same_set(world: tuple[Path, Path], tmp_path: 
     ln.build(tmp_path / "parts", "train", inputs_of(world), shards=3)
     builder = ln.builder_class(ln.NAME)(inputs={"train": inputs_of(world)}, data_dir=tmp_path / "whole")
     builder.download_and_prepare()
+    shards = list((tmp_path / "parts").glob("*/*/*.tfrecord-*"))
+    assert 1 <= len(shards) <= 2 and all(shard.stat().st_size for shard in shards)  # two pictures: no empty shard
     by_id = [{example["example_id"]: example for example in examples(tmp_path / name)} for name in ("parts", "whole")]
     assert by_id[0].keys() == by_id[1].keys()
     for example_id, example in by_id[0].items():
@@ -571,3 +573,11 @@ def test_the_sample_of_real_narratives_builds(samples: Path, tmp_path: Path) -> 
             np.concatenate([[0], example["word_spans"].reshape(-1), [len(text)]]), len(example["word_spans"]) + 1
         )
         assert not any(text[a:b].strip().isalnum() for a, b in gaps)
+
+
+def test_what_an_ended_overwrite_left_behind_goes(world: tuple[Path, Path], tmp_path: Path) -> None:
+    left = tmp_path / "out" / ln.NAME / "1.0.0" / f"{ln.NAME}-train.tfrecord-00000-of-00009"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    built = ln.build(tmp_path / "out", "train", inputs_of(world))
+    assert not left.exists() and built.report["shards"] == 1
