@@ -2,7 +2,8 @@
 
     import pixel_align
     predictor = pixel_align.load("runs/localized_narratives")
-    prediction = predictor.trace("photo.jpg")
+    predictor.set_image("photo.jpg")
+    prediction = predictor.trace()
 
 Public names are loaded when they are first used, so that importing the package costs nothing.
 """

@@ -29,6 +29,22 @@ class Weights:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class RegionTargets:
+    """The objects of each picture: ground truth, never prompts.
+
+    Attributes:
+      boxes: Float32[B, R, 4]. mask: Bool[B, R], which of them exist.
+      tokens: Int32[B, R, L], the distinct pieces of each object's phrase. token_mask: Bool[B, R, L].
+    """
+
+    boxes: Array
+    mask: Array
+    tokens: Array
+    token_mask: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """One batch of pictures with their regions.
 
@@ -42,9 +58,7 @@ class Batch:
       locate: Bool[B, N, T], the tokens that have a place.
       valid: Bool[B, N], which regions exist (False pads N, and pads the last batch of an evaluation).
       weights: per example, per loss.
-      region_boxes: Float32[B, R, 4] and region_mask: Bool[B, R], the objects of the picture, for the dense first
-        stage and the detector; None where the data has none.
-      region_tokens: Int32[B, R, L] and region_token_mask: Bool[B, R, L], the pieces of each object's phrase.
+      regions: the objects of the picture, for the dense first stage and the detector; None where the model reads none.
     """
 
     images: Array
@@ -58,10 +72,7 @@ class Batch:
     locate: Array
     valid: Array
     weights: Weights
-    region_boxes: Array | None = None
-    region_mask: Array | None = None
-    region_tokens: Array | None = None
-    region_token_mask: Array | None = None
+    regions: RegionTargets | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +140,13 @@ def spec(shape: Shape, batch_size: int) -> Batch:
     def array(dtype: Any, *dims: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((b, *dims), dtype)
 
-    objects = shape.objects > 0
+    r, phrase = shape.objects, shape.phrase
+    regions = RegionTargets(
+        boxes=array(np.float32, r, 4),
+        mask=array(np.bool_, r),
+        tokens=array(np.int32, r, phrase),
+        token_mask=array(np.bool_, r, phrase),
+    )
     return Batch(
         images=array(np.uint8, s, s, 3),
         valid_size=array(np.int32, 2),
@@ -142,10 +159,7 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         locate=array(np.bool_, n, shape.text),
         valid=array(np.bool_, n),
         weights=Weights(text=array(np.float32), point=array(np.float32), region=array(np.float32)),
-        region_boxes=array(np.float32, shape.objects, 4) if objects else None,
-        region_mask=array(np.bool_, shape.objects) if objects else None,
-        region_tokens=array(np.int32, shape.objects, shape.phrase) if objects else None,
-        region_token_mask=array(np.bool_, shape.objects, shape.phrase) if objects else None,
+        regions=regions if r else None,
     )
 
 

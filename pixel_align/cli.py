@@ -97,7 +97,9 @@ def evaluate(
 def predict(
     image: Annotated[str, typer.Argument(help="A picture file.")],
     checkpoint: Checkpoint,
-    mode: Annotated[str, typer.Option(help="trace: a sentence with a place for every word; caption: a sentence.")] = "trace",
+    mode: Annotated[
+        str, typer.Option(help="trace: a sentence with a place for every word; caption: a sentence.")
+    ] = "trace",
     text: Annotated[str | None, typer.Option(help="A given sentence to be placed, instead of writing one.")] = None,
     instruction: Annotated[str, typer.Option(help="The words that ask.")] = "",
     out: Annotated[str, typer.Option(help="The annotated picture to write.")] = "",
@@ -126,7 +128,9 @@ def predict(
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can mend becomes one line on stderr and exit code 2; PIXEL_ALIGN_TRACEBACK=1 shows where it came from."""
+    """What a user can mend becomes one line on stderr and exit code 2; PIXEL_ALIGN_TRACEBACK=1 shows where it came
+    from.
+    """
     try:
         yield
     except (ValueError, FileNotFoundError, RuntimeError) as error:

@@ -1,7 +1,10 @@
-"""Examples of seqio tasks -> batches of arrays: in an order that is a function of seed and epoch, from a position that is a count.
+"""Examples of seqio tasks -> batches of arrays: in an order that is a function of seed and epoch, from a position
+that is a count.
 
-A Task ends in encoded pictures, text and places in fractions of the picture. Here they are decoded, augmented, laid on the
-canvas, tokenised, cut and padded, by the same numpy code that prediction uses. TensorFlow reads and shuffles records, which are
+A Task ends in encoded pictures, text and places in fractions of the picture. Here they are decoded, augmented, laid
+on the
+canvas, tokenised, cut and padded, by the same numpy code that prediction uses. TensorFlow reads and shuffles records,
+which are
 still encoded: a resumed run skips them without decoding anything.
 """
 
@@ -22,7 +25,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from pixel_align import geometry, image, text
-from pixel_align.batch import Batch, Shape, Weights
+from pixel_align.batch import Batch, RegionTargets, Shape, Weights
 
 Example = Mapping[str, Any]
 Position = dict[str, Any]  # {"drawn": examples so far, "tasks": {task: [epoch, examples of it]}}, JSON
@@ -60,10 +63,9 @@ class PixelFeatureConverter:
     def __init__(self, shape: Shape, vocabulary: text.Vocabulary, augment: Augment | None = None) -> None:
         self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
 
-    def __call__(
-        self, example: Example, rng: np.random.Generator | None = None
-    ) -> tuple[Batch, geometry.Placement]:
-        """One example -> a Batch without its leading axis, and how the picture lies on the canvas; augmented if `rng` is given.
+    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Batch, geometry.Placement]:
+        """One example -> a Batch without its leading axis, and how the picture lies on the canvas; augmented if `rng`
+        is given.
 
         Raises:
           ValueError: a picture that cannot be read, with the example's id.
@@ -72,7 +74,8 @@ class PixelFeatureConverter:
             pixels = image.read_image(example["image"])
         except image.ImageError as error:
             raise ValueError(
-                f"the picture of example {_string(example['example_id'])!r} cannot be read: {error}. Build the set again."
+                f"the picture of example {_string(example['example_id'])!r} cannot be read: {error}. "
+                "Build the set again."
             ) from error
         canvas = self.shape.canvas
         if rng is not None and (self.augment.scale != (1.0, 1.0) or self.augment.flip_rate):
@@ -82,7 +85,9 @@ class PixelFeatureConverter:
         else:
             pixels, placement = image.fit_to_canvas(pixels, canvas)
         tokens, mask, points, locate = self._text(example, placement)
-        asks, asks_mask = self._padded([self.vocabulary.encode(_string(example["instruction"]))], self.shape.instruction)
+        asks, asks_mask = self._padded(
+            [self.vocabulary.encode(_string(example["instruction"]))], self.shape.instruction
+        )
         row = Batch(
             images=pixels,
             valid_size=np.asarray(placement.valid_size, np.int32),
@@ -97,7 +102,7 @@ class PixelFeatureConverter:
             weights=Weights(
                 text=np.float32(1), point=np.float32(locate.any()), region=np.float32(len(example["object_boxes"]) > 0)
             ),
-            **self._objects(example, placement),
+            regions=self._objects(example, placement),
         )
         return row, placement
 
@@ -124,23 +129,23 @@ class PixelFeatureConverter:
             points[~locate] = 0
         return tokens, mask, points, locate
 
-    def _objects(self, example: Example, placement: geometry.Placement) -> dict[str, np.ndarray]:
-        """The object targets of the dense first stage; empty without them."""
+    def _objects(self, example: Example, placement: geometry.Placement) -> RegionTargets | None:
+        """The object targets of the dense first stage, None where the model reads none."""
         r, phrase = self.shape.objects, self.shape.phrase
         if not r:
-            return {}
+            return None
         boxes, kept = self._seen(np.asarray(example["object_boxes"], np.float32).reshape(-1, 4), placement)
         chosen = np.flatnonzero(kept)[:r]
         names = [_string(example["object_names"][i]) for i in chosen]
         # A phrase is a set of pieces here: each counts once.
         ids = [np.asarray(list(dict.fromkeys(self.vocabulary.encode(name).tolist())), np.int32) for name in names]
         tokens, mask = self._padded(ids, phrase)
-        return {
-            "region_boxes": _pad(boxes[chosen], r),
-            "region_mask": _pad(np.ones(len(chosen), bool), r),
-            "region_tokens": _pad(tokens, r),
-            "region_token_mask": _pad(mask, r),
-        }
+        return RegionTargets(
+            boxes=_pad(boxes[chosen], r),
+            mask=_pad(np.ones(len(chosen), bool), r),
+            tokens=_pad(tokens, r),
+            token_mask=_pad(mask, r),
+        )
 
     def _seen(self, boxes: np.ndarray, placement: geometry.Placement) -> tuple[np.ndarray, np.ndarray]:
         """Boxes [K, 4] in fractions -> boxes in canvas coordinates, cut to what is seen, and which are seen enough."""
@@ -180,10 +185,11 @@ class Stream:
         Raises:
           ValueError: unknown mixture, split or module; a batch size that the processes do not divide.
         """
-        self._index, self._count = process or (jax.process_index(), jax.process_count())
+        self._index, self._count = process or _this_process()
         if config.batch_size % self._count:
             raise ValueError(
-                f"data.batch_size is {config.batch_size}, expected a multiple of the {self._count} processes. Change it."
+                f"data.batch_size is {config.batch_size}, expected a multiple of the {self._count} processes. "
+                "Change it."
             )
         self._config, self._converter = config, converter
         tasks = rates(config)
@@ -195,8 +201,8 @@ class Stream:
         self._position: Position = position or {"drawn": 0, "tasks": {name: [0, 0] for name in self._names}}
         if set(self._position["tasks"]) != set(self._names):
             raise ValueError(
-                f"the saved position is one of tasks {sorted(self._position['tasks'])}, expected {sorted(self._names)}. "
-                "Resume with the mixture that the run began with, or start a new run from its weights (init.checkpoint)."
+                f"the saved position is of tasks {sorted(self._position['tasks'])}, expected {sorted(self._names)}. "
+                "Resume with the mixture that the run began with, or start a new run with init.checkpoint."
             )
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, config.prefetch))
         self._stopped = threading.Event()
@@ -228,8 +234,8 @@ class Stream:
 
     def _examples(self, name: str) -> Iterator[tuple[Example, int, int]]:
         """Examples of one task for ever, each with its epoch and its place in the epoch."""
-        epoch, skip = self._position["tasks"][name]
-        for epoch in itertools.count(epoch):
+        first, skip = self._position["tasks"][name]
+        for epoch in itertools.count(first):
             order = self._sources[name].shuffle(
                 self._config.shuffle_buffer,
                 seed=int(np.random.SeedSequence([self._config.seed, epoch]).generate_state(1)[0]),
@@ -270,7 +276,7 @@ class Stream:
                     while len(ready) > 1 or (ready and self._stopped.is_set()):
                         rows, position = ready.popleft()
                         self._put((stack([row.result()[0] for row in rows]), position))
-        except Exception as error:  # the consumer raises it, in its own thread
+        except Exception as error:  # noqa: BLE001 - whatever it is, the consumer raises it in its own thread
             self._put(error)
 
     def _put(self, item: Any) -> None:
@@ -296,7 +302,7 @@ def evaluation_batches(
     Args:
       batch_size: per process. limit: at most so many examples per process; 0 for all.
     """
-    source = dataset(config, task, split, shard=process or (jax.process_index(), jax.process_count()))
+    source = dataset(config, task, split, shard=process or _this_process())
     examples = itertools.islice(source.as_numpy_iterator(), limit or None)
     with concurrent.futures.ThreadPoolExecutor(max(1, config.workers)) as pool:
         while group := list(itertools.islice(examples, batch_size)):
@@ -334,7 +340,8 @@ def register(config: DataConfig) -> None:
             if error.name is None or not module.startswith(error.name):
                 raise
             raise ValueError(
-                f"data.modules has {module!r}, expected an importable module. Install the project, or run from its folder."
+                f"data.modules has {module!r}, expected an importable module. "
+                "Install the project, or run from its folder."
             ) from error
 
 
@@ -396,6 +403,10 @@ def stack(rows: Sequence[Batch]) -> Batch:
 def to_device(batch: Batch, sharding: NamedSharding) -> Batch:
     """This process's part of a batch -> global arrays laid out by `sharding`."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _this_process() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
 
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:

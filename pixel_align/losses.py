@@ -1,4 +1,5 @@
-"""Losses: pure functions of arrays; each returns (weighted sum, sum of weights), to be divided once over the global batch.
+"""Losses: pure functions of arrays; each returns (weighted sum, sum of weights), to be divided once over the global
+batch.
 
 So that examples, tasks, chunks and devices join without a mean of means.
 """
@@ -6,15 +7,15 @@ So that examples, tasks, chunks and devices join without a mean of means.
 import jax
 import jax.numpy as jnp
 
+from pixel_align.batch import RegionOutputs, RegionTargets
+
 Sums = tuple[jax.Array, jax.Array]
 
 # The logits of one chunk of the text loss stay under this, whatever the vocabulary.
 _CHUNK_BYTES = 16 * 2**20
 
 
-def text(
-    features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0
-) -> Sums:
+def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0) -> Sums:
     """Cross-entropy with label smoothing, in nats, from features and the vocabulary layer's kernel.
 
     The logits are made chunk by chunk along T and made again in the backward pass: neither [B, N, T, V] nor a one-hot
@@ -67,50 +68,45 @@ def point(points: jax.Array, targets: jax.Array, weights: jax.Array, canvas: int
 
 
 def regions(
-    objectness: jax.Array,
-    boxes: jax.Array,
-    pieces: jax.Array,
+    found: RegionOutputs,
+    targets: RegionTargets,
     anchors: jax.Array,
     spacing: tuple[float, float],
-    target_boxes: jax.Array,
-    target_mask: jax.Array,
-    target_pieces: jax.Array,
-    target_piece_mask: jax.Array,
     weights: jax.Array,
 ) -> Sums:
     """The dense first stage: each anchor answers for the object nearest to it.
 
-    An anchor is positive if its nearest object comes within half the anchors' spacing (Chebyshev), so every object inside
+    An anchor is positive if its nearest object comes within half the anchors' spacing (Chebyshev), so every object
+    inside
     the canvas has at least one positive anchor. Per example: binary cross-entropy of objectness over all anchors, plus
     over the positive ones 5 * L1 of the box corners and the binary cross-entropy of the phrase's pieces, summed over V.
 
     Args:
-      objectness: Float[B, K]; boxes: Float[B, K, 4]; pieces: Float[B, K, V]; see `batch.RegionOutputs`.
+      found: of K anchors.
+      targets: R objects a picture; the pieces of a phrase are distinct.
       anchors: Float[K, 2]; spacing: (x, y) distance between neighbours, in [0, 1] of the canvas.
-      target_boxes: Float[B, R, 4]; target_mask: Bool[B, R].
-      target_pieces: Int[B, R, L], distinct within a phrase; target_piece_mask: Bool[B, R, L].
       weights: Float[B].
     """
-    low, high = target_boxes[:, None, :, :2], target_boxes[:, None, :, 2:]
+    low, high = targets.boxes[:, None, :, :2], targets.boxes[:, None, :, 2:]
     at = anchors[None, :, None]
     outside = jnp.maximum(jnp.maximum(low - at, at - high), 0) / jnp.asarray(spacing)
     outside = outside.max(axis=-1)  # [B, K, R], in units of the spacing
     from_center = jnp.linalg.norm((low + high) / 2 - at, axis=-1)
-    distance = jnp.where(target_mask[:, None], outside + 1e-3 * from_center, jnp.inf)
+    distance = jnp.where(targets.mask[:, None], outside + 1e-3 * from_center, jnp.inf)
     nearest = jnp.argmin(distance, axis=-1)  # [B, K]
     positive = jnp.take_along_axis(outside, nearest[..., None], axis=-1)[..., 0] <= 0.5
-    positive &= target_mask.any(axis=-1)[:, None]
+    positive &= targets.mask.any(axis=-1)[:, None]
 
     def of_nearest(x: jax.Array) -> jax.Array:
         return jax.vmap(lambda rows, index: rows[index])(x, nearest)
 
-    found = binary_cross_entropy(objectness, positive)
-    box_error = jnp.abs(boxes - of_nearest(target_boxes)).sum(axis=-1)
-    picked = jnp.take_along_axis(pieces.astype(jnp.float32), of_nearest(target_pieces), axis=-1)
-    said = jax.nn.softplus(pieces.astype(jnp.float32)).sum(axis=-1)
-    said -= jnp.where(of_nearest(target_piece_mask), picked, 0).sum(axis=-1)
+    covered = binary_cross_entropy(found.objectness, positive)
+    box_error = jnp.abs(found.boxes - of_nearest(targets.boxes)).sum(axis=-1)
+    pieces = found.pieces.astype(jnp.float32)
+    picked = jnp.take_along_axis(pieces, of_nearest(targets.tokens), axis=-1)
+    said = jax.nn.softplus(pieces).sum(axis=-1) - jnp.where(of_nearest(targets.token_mask), picked, 0).sum(axis=-1)
     positives = jnp.maximum(positive.sum(axis=-1), 1)
-    per_example = found.mean(axis=-1) + jnp.where(positive, 5 * box_error + said, 0).sum(axis=-1) / positives
+    per_example = covered.mean(axis=-1) + jnp.where(positive, 5 * box_error + said, 0).sum(axis=-1) / positives
     return jnp.sum(per_example * weights), jnp.sum(weights)
 
 

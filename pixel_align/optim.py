@@ -28,7 +28,8 @@ def schedule(config: Optim, steps: int) -> optax.Schedule:
     """Learning rate over `steps` steps: linear warm-up from 0 to peak_lr, cosine to final_lr * peak_lr."""
     if config.warmup_steps >= steps:
         raise ValueError(
-            f"optim.warmup_steps is {config.warmup_steps}, expected fewer than train.steps, which is {steps}. Change one."
+            f"optim.warmup_steps is {config.warmup_steps}, expected fewer than train.steps, which is {steps}. "
+            "Change one."
         )
     return optax.warmup_cosine_decay_schedule(
         0.0, config.peak_lr, config.warmup_steps, steps, config.final_lr * config.peak_lr

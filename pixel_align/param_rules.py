@@ -5,7 +5,8 @@ A regex must match the WHOLE path (`re.fullmatch`), the first rule that does giv
 matched, and a rule that decides nothing is an error: most likely it is misspelt.
 
 A value may be a function of the layer number (0 for the first). In a stack that is written out (`.../layers_3/...`) it
-is called with that number; on a leaf that holds all layers stacked along axis 0 (`.../layers/...`) it is called for each,
+is called with that number; on a leaf that holds all layers stacked along axis 0 (`.../layers/...`) it is called for
+each,
 and the value is an array [layers, 1, ..., 1] that broadcasts against the leaf.
 """
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from pixel_align import geometry, image, models, text
 from pixel_align.checkpoints import store
-from pixel_align.config import from_json
 from pixel_align.experiment import Experiment
 from pixel_align.models.pixel_llm import Answer, Request
+from pixel_align.settings import from_json
 from pixel_align.text_alignment import split_words
 
 MODES = ("trace", "caption")
@@ -121,6 +121,11 @@ class Predictor:
         return prediction
 
 
+def load(path: str | os.PathLike[str]) -> Predictor:
+    """The predictor of a run folder, a checkpoint folder or one step of it; see `Predictor.from_checkpoint`."""
+    return Predictor.from_checkpoint(path)
+
+
 def load_params(config: Experiment, folder: Any, step: int) -> Any:
     """The parameters of a checkpoint (averaged where it has an average) on the first device."""
     family = models.family(config.model)
@@ -170,14 +175,14 @@ def make_request(
     tokens = np.full((b, 1, shape.text), vocabulary.pad_id, np.int32)
     tokens[:, :, 0] = vocabulary.bos_id
     for i, words in enumerate(instructions):
-        ids = vocabulary.encode(words)[: shape.instruction]
-        instruction[i, 0, : len(ids)], mask[i, 0, : len(ids)] = ids, True
+        asked = vocabulary.encode(words)[: shape.instruction]
+        instruction[i, 0, : len(asked)], mask[i, 0, : len(asked)] = asked, True
     for i, given in enumerate(texts or []):
         ids = [*vocabulary.encode(given).tolist(), vocabulary.eos_id]
         if len(ids) > shape.text - 1:
             raise ValueError(
-                f"text has {len(ids) - 1} tokens, expected at most {shape.text - 2}. Shorten it, or train with a larger "
-                "model.shape.text."
+                f"text has {len(ids) - 1} tokens, expected at most {shape.text - 2}. "
+                "Shorten it, or train with a larger model.shape.text."
             )
         tokens[i, 0, 1 : len(ids) + 1] = ids
     return Request(
@@ -194,7 +199,8 @@ def assemble(
 ) -> Prediction:
     """One answer as numpy (tokens [T], points [T, P, 2], logprobs [T]) -> a Prediction in pixels of the original.
 
-    A word of several tokens stands at the mean of their points. A word that the model did not get to (a given text that was cut)
+    A word of several tokens stands at the mean of their points. A word that the model did not get to (a given text
+    that was cut)
     has score 0 and stands where the word before it does. given: the text that was read, with its own spelling.
     """
     if given is None:

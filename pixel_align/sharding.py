@@ -31,8 +31,8 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     shape = tuple(rest if s == -1 else s for s in sizes)
     if sizes.count(-1) > 1 or int(np.prod(shape)) != len(devices):
         raise ValueError(
-            f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}, expected a product of {len(devices)}, "
-            "the number of devices, with -1 at most once. Change the config's mesh."
+            f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}, expected a product of "
+            f"{len(devices)}, the number of devices, with -1 at most once. Change the config's mesh."
         )
     return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -59,5 +59,7 @@ def resolve(names: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> Named
     names = names + (None,) * (len(shape) - len(names))
     return NamedSharding(
         mesh,
-        PartitionSpec(*(n if n is not None and s % mesh.shape[n] == 0 else None for n, s in zip(names, shape, strict=True))),
+        PartitionSpec(
+            *(n if n is not None and s % mesh.shape[n] == 0 else None for n, s in zip(names, shape, strict=True))
+        ),
     )

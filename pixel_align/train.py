@@ -18,10 +18,10 @@ import rich.console
 import rich.progress
 
 from pixel_align import data, models, optim, param_rules, sharding, text
-from pixel_align.batch import check, zeros
+from pixel_align.batch import Array, check, zeros
 from pixel_align.checkpoints import store
-from pixel_align.config import from_json, to_json
 from pixel_align.experiment import Experiment
+from pixel_align.settings import from_json, to_json
 
 Metrics = dict[str, jax.Array]
 
@@ -33,13 +33,14 @@ class TrainState:
 
     Attributes:
       step: Int32[], steps done.
-      trainable, frozen: the two halves of the parameters, None in each other's places. Frozen leaves have no gradient and
+      trainable, frozen: the two halves of the parameters, None in each other's places. Frozen leaves have no gradient
+      and
         no optimizer state.
       optimizer: optax state of the trainable half.
       average: moving average of the trainable half, None if the run keeps none.
     """
 
-    step: jax.Array
+    step: Array
     trainable: Any
     frozen: Any
     optimizer: Any
@@ -153,7 +154,8 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
     if config.data.batch_size % (jax.device_count() or 1):
         raise ValueError(
-            f"data.batch_size is {config.data.batch_size}, expected a multiple of the {jax.device_count()} devices. Change it."
+            f"data.batch_size is {config.data.batch_size}, expected a multiple of the {jax.device_count()} devices. "
+            "Change it."
         )
     for evaluation in config.evals:
         data.check_task(config.data, evaluation.task, evaluation.split)
@@ -170,7 +172,9 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     shardings = state_shardings(abstract, rules, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     counts = [sum(x.size for x in jax.tree.leaves(half)) for half in (abstract.trainable, abstract.frozen)]
-    console.print(f"{sum(counts):,} parameters, {counts[0]:,} of them trained, on {mesh.size} {jax.devices()[0].platform}")
+    console.print(
+        f"{sum(counts):,} parameters, {counts[0]:,} of them trained, on {mesh.size} {jax.devices()[0].platform}"
+    )
 
     # ---- Restore or initialise, in this order of precedence:
     # 1. the newest step of this work folder; 2. init.checkpoint; 3. the seed.
@@ -285,7 +289,9 @@ def take_over(config: Experiment, params: Any, console: rich.console.Console) ->
             f"init.checkpoint {config.init.checkpoint!r} does not fit the model: {'; '.join(sorted(faults)[:10])}"
             f"{f' and {len(faults) - 10} more' if len(faults) > 10 else ''}. Name them in init.new or init.unused."
         )
-    theirs = store.read_some(folder, step, {path: leaf for path, leaf in param_rules.paths(params).items() if path in common})
+    theirs = store.read_some(
+        folder, step, {path: leaf for path, leaf in param_rules.paths(params).items() if path in common}
+    )
     console.print(f"{len(common)} parameters from {folder} step {step}, {len(here) - len(common)} new")
     leaves = [theirs.get(path, leaf) for path, leaf in param_rules.paths(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -1,4 +1,5 @@
-"""Checkpoints on disk: parameters, optimizer, position in the data, config and vocabulary, in one folder that can be moved.
+"""Checkpoints on disk: parameters, optimizer, position in the data, config and vocabulary, in one folder that can be
+moved.
 
     FOLDER/config.json          the experiment, resolved
     FOLDER/vocabulary.model     the vocabulary that the tokens are of
@@ -46,7 +47,9 @@ class Store:
         self._manager.save(step, args=ocp.args.Composite(**items, position=ocp.args.JsonSave(position)))
 
     def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(arrays, position) of a step, laid out by the shardings of `abstract`, which has the form of `save`'s arrays."""
+        """(arrays, position) of a step, laid out by the shardings of `abstract`, which has the form of `save`'s
+        arrays.
+        """
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items, position=ocp.args.JsonRestore()))
         return {name: restored[name] for name in abstract}, restored["position"]
@@ -71,7 +74,8 @@ def write_header(folder: str | os.PathLike[str], config_json: str, vocabulary: V
 
 
 def find(path: str | os.PathLike[str]) -> tuple[Path, int]:
-    """A run folder, a checkpoint folder or one step of it -> (checkpoint folder, step), the newest step where none is named.
+    """A run folder, a checkpoint folder or one step of it -> (checkpoint folder, step), the newest step where none is
+    named.
 
     Raises:
       FileNotFoundError: no such folder, or none that holds a checkpoint.
@@ -85,8 +89,8 @@ def find(path: str | os.PathLike[str]) -> tuple[Path, int]:
             if step in steps or (step is None and steps):
                 return folder, max(steps) if step is None else step
     raise FileNotFoundError(
-        f"checkpoint is {str(path)!r}, expected a run folder or a checkpoint folder that holds {CONFIG} and at least one "
-        "step. Give the --workdir of a training run."
+        f"checkpoint is {str(path)!r}, expected a run folder or a checkpoint folder that holds {CONFIG} and at "
+        "least one step. Give the --workdir of a training run."
     )
 
 
@@ -146,11 +150,11 @@ def read_some(folder: Path, step: int, wanted: dict[str, jax.Array]) -> dict[str
         path = folder / str(step) / item
         metadata = checkpointer.metadata(path).item_metadata.tree
         anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        placed = {
-            name: wanted[name].sharding if name in wanted else anywhere for name in param_rules.paths(metadata)
-        }
+        placed = {name: wanted[name].sharding if name in wanted else anywhere for name in param_rules.paths(metadata)}
         leaves = [
-            jax.ShapeDtypeStruct(leaf.shape, wanted[name].dtype if name in wanted else leaf.dtype, sharding=placed[name])
+            jax.ShapeDtypeStruct(
+                leaf.shape, wanted[name].dtype if name in wanted else leaf.dtype, sharding=placed[name]
+            )
             for name, leaf in param_rules.paths(metadata).items()
         ]
         restored = checkpointer.restore(path, jax.tree.unflatten(jax.tree.structure(metadata), leaves))

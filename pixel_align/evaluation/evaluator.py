@@ -1,8 +1,10 @@
-"""A task and a mode -> metrics: predicts every example once, scores it with the task's metrics, keeps what was predicted."""
+"""A task and a mode -> metrics: predicts every example once, scores it with the task's metrics, keeps what was
+predicted.
+"""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from pixel_align.experiment import Eval, Experiment
 from pixel_align.models.pixel_llm import Request
 
 MODES = ("trace",)
-Wrap = Callable[[Iterator[Any]], Iterator[Any]]
+Wrap = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Result:
     """Of one evaluation.
 
     Attributes:
-      metrics: name -> figure, the house's keys; controls stand as "shuffled/...", "swapped/...", "center/...", "mean/...".
+      metrics: name -> figure, the house's keys; controls stand as "shuffled/...", "swapped/...", "center/...",
+      "mean/...".
       predictions: one JSON-able dict per example, coordinates in pixels of the original.
       pictures: a sheet of the first examples, None where none were asked for.
       examples: how many were scored.
@@ -50,7 +53,8 @@ def evaluate(
 
     Args:
       params: of the model, as `PixelLLM` takes them.
-      controls: also score what must fail: each text with the next picture of its batch (`shuffled`), each word with the place of
+      controls: also score what must fail: each text with the next picture of its batch (`shuffled`), each word with
+      the place of
         another word of its sentence (`swapped`), and readers without eyes (`center`, `mean`).
       wrap: put around the iterator of batches, for a progress bar.
 
@@ -65,7 +69,8 @@ def evaluate(
     said: dict[str, list[dict[str, Any]]] = {"": []}
     if controls:
         said["shuffled"] = []
-    lines, drawn = [], []
+    lines: list[dict[str, Any]] = []
+    drawn: list[tuple[np.ndarray, predict.Prediction]] = []
     batches = data.evaluation_batches(
         config.data, evaluation.task, evaluation.split, converter, evaluation.batch_size, evaluation.limit
     )
@@ -98,14 +103,15 @@ def evaluate(
                 drawn.append((image.read_image(example["image"]), written))
     if not targets:
         raise ValueError(
-            f"task {evaluation.task!r} has no example in split {evaluation.split!r}, expected at least one. Check data.dir."
+            f"task {evaluation.task!r} has no example in split {evaluation.split!r}, expected at least one. "
+            "Check data.dir."
         )
     names = sorted({name for target in targets for name in target["object_names"]})
     metrics = traces.score(targets, said[""])
     if controls:
         metrics |= _prefixed("shuffled", traces.score(targets, said["shuffled"]))
-        pairs = list(zip(targets, said[""], strict=True))
-        metrics |= _prefixed("swapped", traces.score(targets, [traces.swapped(t, p, names) for t, p in pairs]))
+        exchanged = [traces.swapped(t, p, names) for t, p in zip(targets, said[""], strict=True)]
+        metrics |= _prefixed("swapped", traces.score(targets, exchanged))
         for reader, function in traces.READERS.items():
             blind = traces.score(targets, [function(t, names) for t in targets])
             metrics |= _prefixed(reader, {key: blind[key] for key in ("point_distance", "inside_box")})

@@ -1,6 +1,7 @@
 """PixelLLM: image encoder, prompt encoder and extractor, language model, location head, put together.
 
-Source: Pixel Aligned Language Models (arXiv 2312.09237). A picture and a location become visual tokens; the language model
+Source: Pixel Aligned Language Models (arXiv 2312.09237). A picture and a location become visual tokens; the language
+model
 reads them as a prefix, with the words that ask; the state that has read a word says where that word is.
 """
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align import decoding, losses
-from pixel_align.batch import Batch, Outputs, RegionOutputs, Shape, spec
+from pixel_align.batch import Array, Batch, Outputs, RegionOutputs, Shape, spec
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.image_features import ImageFeatures
 from pixel_align.nn.location_head import LocationHead, LocationHeadConfig
@@ -52,13 +53,15 @@ class PixelLLMConfig:
     def __post_init__(self) -> None:
         if self.shape.points != self.location.points:
             raise ValueError(
-                f"model.shape.points is {self.shape.points} and model.location.points is {self.location.points}, expected "
-                "the same number. Set both."
+                f"model.shape.points is {self.shape.points} and model.location.points is {self.location.points}, "
+                "expected the same number. Set both."
             )
 
 
 class PixelLLM(nn.Module):
-    """The model as methods, so that a picture is encoded once and asked many times; `__call__` joins them for training."""
+    """The model as methods, so that a picture is encoded once and asked many times; `__call__` joins them for
+    training.
+    """
 
     config: PixelLLMConfig
 
@@ -98,9 +101,7 @@ class PixelLLM(nn.Module):
         # Projected once; a prompt that all regions share is only now repeated.
         visual = jnp.broadcast_to(visual, (b, n, *visual.shape[2:])).reshape(b * n, *visual.shape[2:])
         instruction = self.text.embed(instruction_tokens.reshape(b * n, -1), train=train)
-        mask = jnp.concatenate(
-            [jnp.ones(visual.shape[:2], bool), instruction_mask.reshape(b * n, -1)], axis=1
-        )
+        mask = jnp.concatenate([jnp.ones(visual.shape[:2], bool), instruction_mask.reshape(b * n, -1)], axis=1)
         prefix = jnp.concatenate([visual, instruction.astype(visual.dtype)], axis=1)
         return self.text.encode(prefix, mask, train=train), mask
 
@@ -148,7 +149,9 @@ class PixelLLM(nn.Module):
 
 
 def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str, tuple[float, losses.Sums]]:
-    """name -> (weight of the loss, (sum, count)) over the batch; a mean is sum / count, taken once, over all devices."""
+    """name -> (weight of the loss, (sum, count)) over the batch; a mean is sum / count, taken once, over all
+    devices.
+    """
     c = config.loss
     valid = batch.valid[:, :, None]
     text_weights = (batch.text_mask[..., 1:] & valid) * batch.weights.text[:, None, None]
@@ -173,23 +176,13 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str,
     ):
         if found is None or not weight:
             continue
-        if batch.region_boxes is None:
+        if batch.regions is None:
             raise ValueError(
-                f"batch.region_boxes is None, expected boxes for the loss {name}. "
+                f"batch.regions is None, expected objects for the loss {name}. "
                 "Set model.shape.objects above 0 and build the data with its objects, or model.regions.enabled=False."
             )
-        terms[name] = weight, losses.regions(
-            found.objectness,
-            found.boxes,
-            found.pieces,
-            grid_anchors(rows, columns),
-            (1 / columns, 1 / rows),
-            batch.region_boxes,
-            batch.region_mask,
-            batch.region_tokens,
-            batch.region_token_mask,
-            batch.weights.region,
-        )
+        anchors, spacing = grid_anchors(rows, columns), (1 / columns, 1 / rows)
+        terms[name] = weight, losses.regions(found, batch.regions, anchors, spacing, batch.weights.region)
     return terms
 
 
@@ -209,11 +202,11 @@ class Request:
       text_tokens: Int32[B, N, T], BOS w1 .. wn EOS, a text to be read; ignored where the model writes.
     """
 
-    valid_size: jax.Array
-    prompt_boxes: jax.Array
-    instruction_tokens: jax.Array
-    instruction_mask: jax.Array
-    text_tokens: jax.Array
+    valid_size: Array
+    prompt_boxes: Array
+    instruction_tokens: Array
+    instruction_mask: Array
+    text_tokens: Array
 
 
 @jax.tree_util.register_dataclass
@@ -227,14 +220,14 @@ class Answer:
       logprobs: Float32[B, N, T - 1], natural, of each token given those before it.
     """
 
-    tokens: jax.Array
-    points: jax.Array
-    logprobs: jax.Array
+    tokens: Array
+    points: Array
+    logprobs: Array
 
 
 def encode_images(model: PixelLLM, params: Any, images: jax.Array, valid_size: jax.Array) -> jax.Array:
     """UInt8[B, H, W, 3], Int[B, 2] -> the image features that every request about these pictures reads."""
-    return model.apply({"params": params}, images, valid_size, method="encode_image")
+    return model.bind({"params": params}).encode_image(images, valid_size)
 
 
 def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
@@ -244,11 +237,12 @@ def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -
     prefix, mask = _prefix(bound, features, request)
 
     def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, jax.Array, Any]:
-        text_features, cache = model.apply({"params": params}, tokens, cache, method=lambda m, *a: m.text.decode_step(*a))
-        logits = model.apply({"params": params}, text_features, method=lambda m, f: m.text.logits(f))
-        return text_features, logits, cache
+        text_features, cache = bound.text.decode_step(tokens, cache)
+        return text_features, bound.text.logits(text_features), cache
 
-    decoded = decoding.greedy(step, bound.text.init_cache(prefix, mask, t), bos_id=0, eos_id=1, length=t - 1, batch=b * n)
+    decoded = decoding.greedy(
+        step, bound.text.init_cache(prefix, mask, t), bos_id=0, eos_id=1, length=t - 1, batch=b * n
+    )
     points = bound.locate(decoded.features.reshape(b, n, t - 1, -1), request.valid_size)
     return Answer(decoded.tokens.reshape(b, n, t - 1), points, decoded.logprobs.reshape(b, n, t - 1))
 
@@ -278,11 +272,15 @@ PREDICT = {"trace": write, "caption": write, "read": read}
 
 # Ordered (regex, value) over "/"-joined parameter paths; see param_rules.
 # Biases, norm scales and tables of positions or queries are not decayed; what they are is said by name, never by ndim.
-_NOT_DECAYED = r".*(bias|scale|positions|relative_[hw]|queries|gaussian|point_embeddings|no_mask_embedding|rel_embedding)"
+_NOT_DECAYED = (
+    r".*(bias|scale|positions|relative_[hw]|queries|gaussian|point_embeddings|no_mask_embedding|rel_embedding)"
+)
 
 
 def rules(config: PixelLLMConfig) -> Mapping[str, list[tuple[str, Any]]]:
-    """The four rule lists, put together from the parts that the config uses: trainable, weight_decay, lr_multiplier, sharding."""
+    """The four rule lists, put together from the parts that the config uses: trainable, weight_decay, lr_multiplier,
+    sharding.
+    """
     parts: dict[str, bool] = {
         "image": config.image.frozen,
         "prompt": config.prompt.frozen,

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from pixel_align.nn.sam_vit import SamVit, SamVitConfig
 
 
-def normalize(
-    images: jax.Array, valid_size: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
-) -> jax.Array:
+def normalize(images: jax.Array, valid_size: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """UInt8[B, H, W, 3] -> Float32[B, H, W, 3]: (image - mean) / std, exactly 0 outside the picture.
 
     Args:

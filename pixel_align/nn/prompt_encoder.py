@@ -48,21 +48,21 @@ class PromptEncoder(nn.Module):
             self.no_mask = self.param("no_mask_embedding", nn.initializers.normal(1.0), (width,))
 
     def boxes(self, boxes: jax.Array, canvas: int) -> jax.Array:
-        """Float[..., 4] xyxy in [0, 1] of a canvas of `canvas` pixels -> tokens Float32[..., 2 + padding_tokens, width].
+        """Float[..., 4] xyxy in [0, 1] of a canvas of `canvas` pixels -> tokens Float32[..., 2 + padding_tokens,
+        width].
 
         Half a pixel is added as in SAM: a coordinate names the centre of its pixel.
         """
         corners = boxes.reshape(*boxes.shape[:-1], 2, 2) + 0.5 / canvas
         tokens = self.positions(corners) + self.point_embeddings[2:]
         if self.config.padding_tokens:
-            padding = jnp.broadcast_to(
-                self.no_mask, (*boxes.shape[:-1], self.config.padding_tokens, self.config.width)
-            )
+            padding = jnp.broadcast_to(self.no_mask, (*boxes.shape[:-1], self.config.padding_tokens, self.config.width))
             tokens = jnp.concatenate([tokens, padding], axis=-2)
         return tokens
 
     def points(self, points: jax.Array, foreground: jax.Array, canvas: int) -> jax.Array:
-        """Float[..., K, 2] in [0, 1] and Bool[..., K] (True: the object, False: not the object) -> Float32[..., K, width].
+        """Float[..., K, 2] in [0, 1] and Bool[..., K] (True: the object, False: not the object) -> Float32[..., K,
+        width].
 
         Which of the K points exist is the caller's mask: it goes to the attention of whoever reads the tokens.
         """

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align.nn.attention import attention
-from pixel_align.nn.blocks import LayerNorm, MLP
+from pixel_align.nn.blocks import MLP, LayerNorm
 from pixel_align.nn.stack import run_stack, stack
 
 _EPSILON = 1e-6
@@ -23,13 +23,20 @@ class SamVitConfig:
 
     kind: str = "sam_vit"
     patch_size: int = 16
-    stem: str = "patch"  # "patch": one linear layer (published); "conv": overlapping convolutions, easier to learn from nothing
+    stem: str = (
+        "patch"  # "patch": one linear layer (published); "conv": overlapping convolutions, easier to learn from nothing
+    )
     width: int = 1280
     depth: int = 32
     num_heads: int = 16
     mlp_ratio: int = 4
     window: int = 14  # side of an attention window in patches
-    global_blocks: tuple[int, ...] = (7, 15, 23, 31)  # blocks that see the whole picture; evenly spaced, the last included
+    global_blocks: tuple[int, ...] = (
+        7,
+        15,
+        23,
+        31,
+    )  # blocks that see the whole picture; evenly spaced, the last included
     pretrain_grid: int = 64  # side of the grid that the position tables were learned on
     output_width: int = 256  # of the neck
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of RGB in 0..255 (ImageNet)
@@ -42,15 +49,15 @@ class SamVitConfig:
     def __post_init__(self) -> None:
         if self.stem not in ("patch", "conv") or (self.stem == "conv" and self.patch_size & (self.patch_size - 1)):
             raise ValueError(
-                f"sam_vit.stem is {self.stem!r} with patch_size {self.patch_size}, expected 'patch', or 'conv' with a power of "
-                "two. Change one of them."
+                f"sam_vit.stem is {self.stem!r} with patch_size {self.patch_size}, expected 'patch', or 'conv' with a "
+                "power of two. Change one of them."
             )
         every = self.depth // max(len(self.global_blocks), 1)
         expected = tuple(range(every - 1, self.depth, every))
         if self.global_blocks != expected:
             raise ValueError(
-                f"sam_vit.global_blocks is {self.global_blocks} at depth {self.depth}, expected evenly spaced blocks that "
-                f"end with the last one, for example {expected}. Change depth or global_blocks."
+                f"sam_vit.global_blocks is {self.global_blocks} at depth {self.depth}, expected evenly spaced blocks "
+                f"that end with the last one, for example {expected}. Change depth or global_blocks."
             )
 
 
@@ -65,7 +72,9 @@ def resize_positions(table: jax.Array, height: int, width: int, antialias: bool 
 
 
 def relative_positions(table: jax.Array, size: int) -> jax.Array:
-    """Table Float[2 * S - 1, d] of a pretrained side S -> Float[size, size, d]: entry (query, key), linearly resized."""
+    """Table Float[2 * S - 1, d] of a pretrained side S -> Float[size, size, d]: entry (query, key), linearly
+    resized.
+    """
     length = 2 * size - 1
     if table.shape[0] != length:
         table = jax.image.resize(table, (length, table.shape[1]), "linear", antialias=False)
@@ -181,10 +190,8 @@ class SamVit(nn.Module):
     def setup(self) -> None:
         c = self.config
         patch = (c.patch_size, c.patch_size)
-        if c.stem == "conv":
-            self.patch_embedding = ConvStem(c)
-        else:
-            self.patch_embedding = nn.Conv(c.width, patch, strides=patch, padding="VALID", dtype=c.dtype)
+        linear = nn.Conv(c.width, patch, strides=patch, padding="VALID", dtype=c.dtype)
+        self.patch_embedding = ConvStem(c) if c.stem == "conv" else linear
         self.positions = self.param(
             "positions", nn.initializers.normal(0.02), (c.pretrain_grid, c.pretrain_grid, c.width)
         )

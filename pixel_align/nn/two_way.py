@@ -7,7 +7,6 @@ updated too, and cross-attention runs at half the width.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from pixel_align.nn.attention import attention
 from pixel_align.nn.blocks import LayerNorm
