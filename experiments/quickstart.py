@@ -73,7 +73,8 @@ def experiment(stage: str) -> Experiment:
             ),
         ),
         data=DataConfig(modules=("data_pipelines.localized_narratives",), mixture=TASK, batch_size=16),
-        optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.997),
+        # The first stage ends at full speed: the second goes on from there.
+        optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.997, final_lr=0.02 if speaks else 1.0),
         train=Train(steps=2500 if speaks else 600, log_every=10, checkpoint_every=500, keep=1),
         evals=(),
     )
@@ -82,7 +83,7 @@ def experiment(stage: str) -> Experiment:
 def model(width: int = 64) -> PixelLLMConfig:
     """0.7M parameters, the published parts at a size for two cores."""
     return PixelLLMConfig(
-        shape=Shape(canvas=64, text=56, objects=8, phrase=4),
+        shape=Shape(canvas=64, text=48, objects=8, phrase=4),
         image=SamVitConfig(
             patch_size=8,
             stem="conv",
@@ -196,7 +197,7 @@ def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> Path:
         if split == "train":
             captions = [json.loads(line)["caption"] for line in files.narratives.open(encoding="utf-8")]
     path = workdir / "vocabulary.model"
-    text.train_sentencepiece(captions, path, 50)
+    text.train_sentencepiece(captions, path, 140, model_type="bpe")
     return path
 
 

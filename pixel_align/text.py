@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import sentencepiece
@@ -218,9 +219,14 @@ def tokens_of_words(token_spans: np.ndarray, word_spans: np.ndarray | Sequence[t
 
 
 def train_sentencepiece(
-    lines: Iterable[str], path: str | os.PathLike[str], vocab_size: int, *, character_coverage: float = 0.9995
+    lines: Iterable[str],
+    path: str | os.PathLike[str],
+    vocab_size: int,
+    *,
+    model_type: Literal["unigram", "bpe"] = "unigram",
+    character_coverage: float = 0.9995,
 ) -> Path:
-    """Trains a unigram SentencePiece model with T5's ids (pad 0, end 1, unknown 2, no begin) and normalisation (NFKC).
+    """Trains a SentencePiece model with T5's ids (pad 0, end 1, unknown 2, no begin) and normalisation (NFKC).
 
     The file is a function of the lines alone (one thread) and appears whole or not at all.
 
@@ -228,6 +234,7 @@ def train_sentencepiece(
       lines: the corpus, one sentence each.
       path: the .model file to write.
       vocab_size: number of pieces.
+      model_type: "unigram" as T5's, or "bpe", which finds whole words in a corpus of few distinct ones.
       character_coverage: share of the corpus' characters that get a piece of their own; the rest is unknown.
 
     Raises:
@@ -245,7 +252,7 @@ def train_sentencepiece(
             sentence_iterator=iter(sentences),
             model_writer=model,
             vocab_size=vocab_size,
-            model_type="unigram",
+            model_type=model_type,
             character_coverage=character_coverage,
             pad_id=0,
             eos_id=1,
