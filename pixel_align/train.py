@@ -356,11 +356,11 @@ def _evaluate(
     from pixel_align.evaluation import evaluator
 
     result = evaluator.evaluate(config, evaluation, params, vocabulary)
-    log.write(step, {f"{evaluation.task}/{name}": value for name, value in result.metrics.items()})
+    log.write(step, {f"{evaluation.task}-{evaluation.split}/{name}": value for name, value in result.metrics.items()})
     values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     console.print(f"step {step}  {evaluation.task}/{evaluation.split}  {values}")
     if result.pictures is not None:
-        path = workdir / "pictures" / f"{evaluation.task}-{step:07d}.png"
+        path = workdir / "pictures" / f"{evaluation.task}-{evaluation.split}-{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         result.pictures.save(path)
 

@@ -71,6 +71,7 @@ def evaluate(
         said["shuffled"] = []
     lines: list[dict[str, Any]] = []
     drawn: list[tuple[np.ndarray, predict.Prediction]] = []
+    drawn_ids: set[str] = set()
     batches = data.evaluation_batches(
         config.data, evaluation.task, evaluation.split, converter, evaluation.batch_size, evaluation.limit
     )
@@ -99,7 +100,10 @@ def evaluate(
             own = written.to_json()
             name = _string(example["example_id"])
             lines.append({"id": name, "target": target["text"], "read": read.to_json()["words"], **own})
-            if len(drawn) < evaluation.pictures:
+            # One sentence of each picture: neighbours in a set are often of the same one.
+            seen = _string(example["image_id"])
+            if len(drawn) < evaluation.pictures and seen not in drawn_ids:
+                drawn_ids.add(seen)
                 drawn.append((image.read_image(example["image"]), written))
     if not targets:
         raise ValueError(
