@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from pixel_align import decoding, losses
 from pixel_align.batch import Array, Batch, Outputs, RegionOutputs, Shape, spec
 from pixel_align.nn.blocks import LayerNorm
-from pixel_align.nn.image_features import ImageFeatures
+from pixel_align.nn.eva_vit import EvaVitConfig
+from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, grid
 from pixel_align.nn.location_head import LocationHead, LocationHeadConfig
 from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from pixel_align.nn.prompt_extractor import PromptExtractor, PromptExtractorConfig
@@ -42,7 +43,7 @@ class PixelLLMConfig:
 
     kind: str = "pixel_llm"
     shape: Shape = dataclasses.field(default_factory=lambda: Shape(canvas=384, text=128, instruction=8))
-    image: SamVitConfig = dataclasses.field(default_factory=SamVitConfig)
+    image: SamVitConfig | EvaVitConfig | FusionConfig = dataclasses.field(default_factory=SamVitConfig)
     prompt: PromptEncoderConfig = dataclasses.field(default_factory=PromptEncoderConfig)
     extractor: PromptExtractorConfig = dataclasses.field(default_factory=PromptExtractorConfig)
     text: T5Config = dataclasses.field(default_factory=T5Config)
@@ -79,9 +80,9 @@ class PixelLLM(nn.Module):
         if c.regions.enabled and c.regions.on_queries:
             self.query_regions = RegionHead(c.regions, c.text.vocab_size)
 
-    def encode_image(self, images: jax.Array, valid_size: jax.Array) -> jax.Array:
+    def encode_image(self, images: jax.Array, valid_size: jax.Array, *, train: bool = False) -> jax.Array:
         """UInt8[B, H, W, 3] on the canvas, Int[B, 2] (height, width) -> image features Float[B, h, w, D]."""
-        return self.image(images, valid_size)
+        return self.image(images, valid_size, train=train)
 
     def encode_prompt(self, features: jax.Array, prompt_boxes: jax.Array) -> jax.Array:
         """Image features and boxes Float[B, M, 4] in [0, 1] -> visual tokens Float[B, M, Q, E]."""
@@ -122,7 +123,7 @@ class PixelLLM(nn.Module):
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """The teacher-forced pass over a batch."""
-        features = self.encode_image(batch.images, batch.valid_size)
+        features = self.encode_image(batch.images, batch.valid_size, train=train)
         visual = self.encode_prompt(features, batch.prompt_boxes)
         prefix, mask = self.encode_prefix(visual, batch.instruction_tokens, batch.instruction_mask, train=train)
         b, n, t = batch.text_tokens.shape
@@ -169,9 +170,8 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str,
     if c.point:
         sums = losses.point(outputs.points, batch.token_points, point_weights, config.shape.canvas)
         terms["point"] = c.point, sums
-    side = config.shape.canvas // config.image.patch_size
     for name, weight, found, rows, columns in (
-        ("map_regions", c.map_regions, outputs.map_regions, side, side),
+        ("map_regions", c.map_regions, outputs.map_regions, *grid(config.image, config.shape.canvas)),
         ("query_regions", c.query_regions, outputs.query_regions, *query_grid(config.extractor.queries)),
     ):
         if found is None or not weight:
@@ -272,17 +272,16 @@ PREDICT = {"trace": write, "caption": write, "read": read}
 
 # Ordered (regex, value) over "/"-joined parameter paths; see param_rules.
 # Biases, norm scales and tables of positions or queries are not decayed; what they are is said by name, never by ndim.
-_NOT_DECAYED = (
-    r".*(bias|scale|positions|relative_[hw]|queries|gaussian|point_embeddings|no_mask_embedding|rel_embedding)"
-)
+_NOT_DECAYED = r".*(bias|scale|positions|relative_[hw]|class_token|queries|gaussian|point_embeddings|no_mask_embedding|rel_embedding)"
 
 
 def rules(config: PixelLLMConfig) -> Mapping[str, list[tuple[str, Any]]]:
     """The four rule lists, put together from the parts that the config uses: trainable, weight_decay, lr_multiplier,
     sharding.
     """
+    images = encoders(config.image)
     parts: dict[str, bool] = {
-        "image": config.image.frozen,
+        **{f"image/{name}": encoder.frozen for name, encoder in images.items()},
         "prompt": config.prompt.frozen,
         "extractor": config.extractor.frozen,
         "location": config.location.frozen,
@@ -296,10 +295,17 @@ def rules(config: PixelLLMConfig) -> Mapping[str, list[tuple[str, Any]]]:
             trainable.append((r"text/.*/lora/[ab]", True))
         trainable.append((r"text/.*", False))
     trainable.append((r".*", True))
+    multiplier: list[tuple[str, Any]] = []
+    eva = images.get("eva")
+    if isinstance(eva, EvaVitConfig) and eva.layer_decay != 1.0:
+        multiplier += [
+            (r"image/eva/(patch_embedding/.*|positions)", eva.layer_decay ** (eva.depth + 1)),
+            (r"image/eva/layers.*", lambda layer: eva.layer_decay ** (eva.depth - layer)),
+        ]
     return {
         "trainable": trainable,
         "weight_decay": [(_NOT_DECAYED, 0.0), (r".*", 1.0)],
-        "lr_multiplier": [(r".*", 1.0)],
+        "lr_multiplier": [*multiplier, (r".*", 1.0)],
         # The last axis of every matrix over fsdp; sharding.py replicates what does not divide.
         "sharding": [(r".*(kernel|embedding|lora/[ab])", (..., "fsdp")), (r".*", ())],
     }

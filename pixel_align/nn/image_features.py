@@ -1,10 +1,57 @@
-"""Pictures in bytes -> image features: each encoder's own colour normalisation, padding, and what the grid covers."""
+"""Pictures in bytes -> one map of image features: each encoder's own colours, and the maps of two laid on each other.
+
+Who needs to know where a cell of the map lies asks `grid` or `stride`; the patch size of an encoder does not say it.
+"""
+
+import dataclasses
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixel_align.nn.eva_vit import EvaVit, EvaVitConfig
 from pixel_align.nn.sam_vit import SamVit, SamVitConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionConfig:
+    """Two encoders, their channels in this order. The published PixelLLM is the default: EVA02-L beside a frozen SAM."""
+
+    kind: str = "fusion"
+    eva: EvaVitConfig = dataclasses.field(default_factory=EvaVitConfig)
+    sam: SamVitConfig = dataclasses.field(default_factory=lambda: SamVitConfig(frozen=True))
+
+
+EncoderConfig = SamVitConfig | EvaVitConfig
+ImageConfig = SamVitConfig | EvaVitConfig | FusionConfig
+
+
+def encoders(config: ImageConfig) -> dict[str, EncoderConfig]:
+    """The encoders of a config by the names of their parameters' subtrees, in the order of their channels."""
+    if isinstance(config, FusionConfig):
+        return {"eva": config.eva, "sam": config.sam}
+    return {"eva" if isinstance(config, EvaVitConfig) else "sam": config}
+
+
+def grid(config: ImageConfig, canvas: int) -> tuple[int, int]:
+    """(h, w) of the image features of a square canvas of so many pixels: the largest grid among the encoders.
+
+    Raises ValueError where the canvas is smaller than a patch.
+    """
+    side = max(encoder.grid(canvas) for encoder in encoders(config).values())
+    if side < 1:
+        raise ValueError(f"model.shape.canvas is {canvas}, expected at least one patch. Use a larger canvas.")
+    return side, side
+
+
+def stride(config: ImageConfig, canvas: int) -> float:
+    """Canvas pixels between the centres of neighbouring cells: 14.2 for the published fusion at 384 px, not 14 or 16."""
+    return canvas / grid(config, canvas)[0]
+
+
+def output_width(config: ImageConfig) -> int:
+    """Channels of the image features."""
+    return sum(encoder.output_width for encoder in encoders(config).values())
 
 
 def normalize(images: jax.Array, valid_size: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -23,12 +70,37 @@ def normalize(images: jax.Array, valid_size: jax.Array, mean: tuple[float, ...],
 
 
 class ImageFeatures(nn.Module):
-    """UInt8[B, H, W, 3] and valid size Int[B, 2] -> image features Float[B, h, w, D]."""
+    """UInt8[B, H, W, 3] and valid size Int[B, 2] -> image features Float[B, h, w, D]. Parameters: eva, sam, or both."""
 
-    config: SamVitConfig
+    config: ImageConfig
 
     def setup(self) -> None:
-        self.sam = SamVit(self.config)
+        parts = encoders(self.config)
+        if isinstance(eva := parts.get("eva"), EvaVitConfig):
+            self.eva = EvaVit(eva)
+        if isinstance(sam := parts.get("sam"), SamVitConfig):
+            self.sam = SamVit(sam)
 
-    def __call__(self, images: jax.Array, valid_size: jax.Array) -> jax.Array:
-        return self.sam(normalize(images, valid_size, self.config.mean, self.config.std))
+    def __call__(self, images: jax.Array, valid_size: jax.Array, *, train: bool = False) -> jax.Array:
+        """train: whether an encoder's drop-path runs; its random bits come from "dropout"."""
+        maps = []
+        for name, config in encoders(self.config).items():
+            x = normalize(images, valid_size, config.mean, config.std)
+            maps.append(self.eva(x, train=train) if name == "eva" else self.sam(x))
+        return fuse(maps)
+
+
+def fuse(maps: list[jax.Array]) -> jax.Array:
+    """Float[B, h, w, D] each -> Float[B, H, W, sum of D]: all on the largest grid, bicubic, channels side by side.
+
+    As published. In float32: the kernel's negative lobes cancel badly at half precision.
+    """
+    height, width = (max(x.shape[axis] for x in maps) for axis in (1, 2))
+
+    def on_largest(x: jax.Array) -> jax.Array:
+        if x.shape[1:3] == (height, width):
+            return x
+        shape = (x.shape[0], height, width, x.shape[3])
+        return jax.image.resize(x.astype(jnp.float32), shape, "cubic").astype(x.dtype)
+
+    return jnp.concatenate([on_largest(x) for x in maps], axis=-1)

@@ -5,6 +5,7 @@ windows and the decomposed relative positions. Positions rest as pretrained and 
 """
 
 import dataclasses
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from pixel_align.nn.attention import attention
 from pixel_align.nn.blocks import MLP, LayerNorm
+from pixel_align.nn.positions import resize_positions, resize_relative
 from pixel_align.nn.stack import run_stack, stack
 
 _EPSILON = 1e-6
@@ -38,6 +40,7 @@ class SamVitConfig:
         31,
     )  # blocks that see the whole picture; evenly spaced, the last included
     pretrain_grid: int = 64  # side of the grid that the position tables were learned on
+    antialias: bool = True  # how these are resized: jax's antialiased way (published), or torch's
     output_width: int = 256  # of the neck
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of RGB in 0..255 (ImageNet)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -60,24 +63,43 @@ class SamVitConfig:
                 f"that end with the last one, for example {expected}. Change depth or global_blocks."
             )
 
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """Not a published size, for tests: 0.2M parameters."""
+        sizes = {"width": 64, "depth": 2, "num_heads": 4, "window": 4, "global_blocks": (1,), "pretrain_grid": 8}
+        return cls(**{**sizes, "output_width": 64, **changes})
 
-def resize_positions(table: jax.Array, height: int, width: int, antialias: bool = True) -> jax.Array:
-    """Float[H, W, D] -> Float[height, width, D], bicubic.
+    @classmethod
+    def bench(cls, **changes: Any) -> Self:
+        """Not a published size, to measure speed at 224 px: 5.7M parameters."""
+        sizes = {"width": 256, "depth": 6, "num_heads": 4, "window": 7, "global_blocks": (2, 5), "pretrain_grid": 14}
+        return cls(**{**sizes, **changes})
 
-    antialias=True is the published PixelLLM's way (jax.image.resize); False is torch's interpolate on the way down.
-    """
-    if table.shape[:2] == (height, width):
-        return table
-    return jax.image.resize(table, (height, width, table.shape[-1]), "cubic", antialias=antialias)
+    @classmethod
+    def vit_b(cls, **changes: Any) -> Self:
+        """SAM ViT-B: 89.7M parameters."""
+        return cls(**{"width": 768, "depth": 12, "num_heads": 12, "global_blocks": (2, 5, 8, 11), **changes})
+
+    @classmethod
+    def vit_l(cls, **changes: Any) -> Self:
+        """SAM ViT-L: 308.3M parameters."""
+        return cls(**{"width": 1024, "depth": 24, "num_heads": 16, "global_blocks": (5, 11, 17, 23), **changes})
+
+    @classmethod
+    def vit_h(cls, **changes: Any) -> Self:
+        """SAM ViT-H, the published PixelLLM's: 637.03M parameters."""
+        return cls(**changes)
+
+    def grid(self, canvas: int) -> int:
+        """Side of the grid of image features that a canvas of so many pixels gives."""
+        return -(-canvas // self.patch_size) if self.stem == "conv" else canvas // self.patch_size
 
 
-def relative_positions(table: jax.Array, size: int) -> jax.Array:
+def relative_positions(table: jax.Array, size: int, antialias: bool = False) -> jax.Array:
     """Table Float[2 * S - 1, d] of a pretrained side S -> Float[size, size, d]: entry (query, key), linearly
     resized.
     """
-    length = 2 * size - 1
-    if table.shape[0] != length:
-        table = jax.image.resize(table, (length, table.shape[1]), "linear", antialias=False)
+    table = resize_relative(table, 2 * size - 1, antialias)
     index = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
     return table[index]
 
@@ -87,6 +109,7 @@ class RelativeAttention(nn.Module):
 
     num_heads: int
     table_side: int
+    antialias: bool = False  # how the tables are resized
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,8 +121,8 @@ class RelativeAttention(nn.Module):
             self.param(f"relative_{axis}", nn.initializers.zeros, (2 * self.table_side - 1, head)) for axis in "hw"
         ]
         grid = q.reshape(b, h, w, self.num_heads, head).astype(jnp.float32)
-        rows = jnp.einsum("bhwnd,hkd->bnhwk", grid, relative_positions(tables[0], h))
-        columns = jnp.einsum("bhwnd,wkd->bnhwk", grid, relative_positions(tables[1], w))
+        rows = jnp.einsum("bhwnd,hkd->bnhwk", grid, relative_positions(tables[0], h, self.antialias))
+        columns = jnp.einsum("bhwnd,wkd->bnhwk", grid, relative_positions(tables[1], w, self.antialias))
         bias = (rows[..., :, None] + columns[..., None, :]).reshape(b, self.num_heads, h * w, h * w)
         out = attention(q, k, v, bias=bias, scale=head**-0.5)
         return nn.Dense(width, name="out", dtype=x.dtype)(out.reshape(b, h, w, width))
@@ -116,7 +139,7 @@ class SamBlock(nn.Module):
         c = self.config
         b, h, w, _ = x.shape
         y = LayerNorm(_EPSILON, name="attention_norm", dtype=x.dtype)(x)
-        attend = RelativeAttention(c.num_heads, self.window or c.pretrain_grid, name="attention")
+        attend = RelativeAttention(c.num_heads, self.window or c.pretrain_grid, c.antialias, name="attention")
         if self.window:
             y = merge_windows(attend(split_windows(y, self.window)), self.window, b, h, w)
         else:
@@ -203,8 +226,9 @@ class SamVit(nn.Module):
         self.neck_out_norm = LayerNorm(_EPSILON, dtype=c.dtype)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = self.patch_embedding(images.astype(self.config.dtype))
-        x = x + resize_positions(self.positions, x.shape[1], x.shape[2]).astype(x.dtype)
+        c = self.config
+        x = self.patch_embedding(images.astype(c.dtype))
+        x = x + resize_positions(self.positions, x.shape[1], x.shape[2], c.antialias).astype(x.dtype)
         x, _ = run_stack(self.groups, x)
         x = self.neck_in_norm(self.neck_in(x))
         return self.neck_out_norm(self.neck_out(x))
