@@ -272,7 +272,10 @@ PREDICT = {"trace": write, "caption": write, "read": read}
 
 # Ordered (regex, value) over "/"-joined parameter paths; see param_rules.
 # Biases, norm scales and tables of positions or queries are not decayed; what they are is said by name, never by ndim.
-_NOT_DECAYED = r".*(bias|scale|positions|relative_[hw]|class_token|queries|gaussian|point_embeddings|no_mask_embedding|rel_embedding)"
+_NOT_DECAYED = (
+    r".*(bias|scale|positions|relative_[hw]|rel_embedding|gaussian"
+    r"|class_token|queries|point_embeddings|no_mask_embedding|no_point_embedding)"
+)
 
 
 def rules(config: PixelLLMConfig) -> Mapping[str, list[tuple[str, Any]]]:

@@ -15,7 +15,7 @@ from pixel_align.nn.sam_vit import SamVit, SamVitConfig
 
 @dataclasses.dataclass(frozen=True)
 class FusionConfig:
-    """Two encoders, their channels in this order. The published PixelLLM is the default: EVA02-L beside a frozen SAM."""
+    """Two encoders, their channels in this order. The published pair is the default: EVA02-L beside a frozen SAM."""
 
     kind: str = "fusion"
     eva: EvaVitConfig = dataclasses.field(default_factory=EvaVitConfig)
@@ -45,7 +45,7 @@ def grid(config: ImageConfig, canvas: int) -> tuple[int, int]:
 
 
 def stride(config: ImageConfig, canvas: int) -> float:
-    """Canvas pixels between the centres of neighbouring cells: 14.2 for the published fusion at 384 px, not 14 or 16."""
+    """Canvas pixels between the centres of neighbouring cells: 14.2 for the published pair at 384 px, not 14 or 16."""
     return canvas / grid(config, canvas)[0]
 
 

@@ -12,8 +12,8 @@ def rotary_angles(height: int, width: int, channels: int, reference: int = 0, th
     """Angles in radians, Float32[height * width, channels / 2], of the cells of a grid, row by row.
 
     channels: of one head. reference: side of the grid that positions are counted on: 0 counts the cells of the grid at
-    hand (the published PixelLLM); EVA-02 counts on the grid it was pretrained on, 16, so that a finer grid falls between
-    its positions. theta: the longest wave is 2 pi theta cells, nearly.
+    hand (the published PixelLLM); EVA-02 counts on the grid that it was pretrained on, 16, so that a finer grid falls
+    between its positions. theta: the longest wave is 2 pi theta cells, nearly.
     Raises ValueError where the channels do not make pairs for two axes.
     """
     if channels % 4:
