@@ -68,7 +68,7 @@ def small() -> Experiment:
                 dropout_rate=0.0,
                 scan=False,
             ),
-            location=LocationHeadConfig(hidden_width=128),
+            location=LocationHeadConfig(hidden_width=128, presence=True),
             loss=LossConfig(label_smoothing=0.0),
         ),
         data=DataConfig(batch_size=16),

@@ -67,6 +67,7 @@ def experiment(stage: str) -> Experiment:
             loss=LossConfig(
                 text=float(speaks),
                 point=0.1 * speaks,
+                presence=0.1 * speaks,
                 map_regions=dense,
                 query_regions=dense,
                 label_smoothing=0.0,
@@ -111,7 +112,7 @@ def model(width: int = 64) -> PixelLLMConfig:
             dropout_rate=0.0,
             scan=False,
         ),
-        location=LocationHeadConfig(hidden_width=128),
+        location=LocationHeadConfig(hidden_width=128, presence=True),
         regions=RegionHeadConfig(enabled=True),
     )
 
@@ -139,7 +140,7 @@ def run(
     workdir.mkdir(parents=True, exist_ok=True)
 
     console.rule("scenes, data set, vocabulary")
-    world = synthetic.easy()
+    world = dataclasses.replace(synthetic.easy(), distractors="free")
     vocabulary = prepare(workdir, world, scenes, unseen)
 
     rows: list[dict[str, Any]] = []

@@ -101,6 +101,7 @@ class Outputs:
       vocabulary_kernel: Float[D, V], text_features @ vocabulary_kernel are the logits. The loss multiplies in chunks,
         so that [B, N, T, V] never exists.
       points: Float32[B, N, T, P, 2], the place of each token that was read.
+      presence: Float32[B, N, T], logit: the token that was read has a place at all.
       map_regions: one RegionOutputs for the cells of the image map, K = h * w, row by row.
       query_regions: one RegionOutputs for the queries of the prompt extractor, K = Q.
     """
@@ -108,6 +109,7 @@ class Outputs:
     text_features: Array
     vocabulary_kernel: Array
     points: Array
+    presence: Array | None = None
     map_regions: RegionOutputs | None = None
     query_regions: RegionOutputs | None = None
 

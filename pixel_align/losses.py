@@ -67,6 +67,15 @@ def point(points: jax.Array, targets: jax.Array, weights: jax.Array, canvas: int
     return jnp.sum(error.mean(axis=(-2, -1)) * weights) * canvas, jnp.sum(weights)
 
 
+def presence(logits: jax.Array, placed: jax.Array, weights: jax.Array) -> Sums:
+    """Binary cross-entropy of "this token has a place", in nats.
+
+    Args:
+      logits: Float[B, N, T]. placed: Bool[B, N, T]. weights: Float[B, N, T].
+    """
+    return jnp.sum(binary_cross_entropy(logits, placed) * weights), jnp.sum(weights)
+
+
 def regions(
     found: RegionOutputs,
     targets: RegionTargets,

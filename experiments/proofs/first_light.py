@@ -3,12 +3,12 @@
     PIXEL_ALIGN_SAMPLES=... python -m experiments.proofs.first_light
 
 The sample's 66 photographs with their narratives: 56 to train on, 10 held out; the real T5 vocabulary;
-`experiments/localized_narratives.py:small` from nothing. On photographs that it has seen, the mean distance must fall under 0.05: the
-model can memorise them, so the path is right end to end. The held-out figures are said without a bar: 56 photographs teach
-nobody to see.
+`experiments/localized_narratives.py:small` from nothing. On photographs that it has seen, the mean distance must fall
+under 0.05: the model can memorise them, so the path is right end to end. The held-out figures are said without a bar:
+56 photographs teach nobody to see.
 
-Writes docs/proof/first_light.json, docs/first_light.md and the curve beside it; checkpoints, pictures of predictions and metrics stay
-in runs/first_light. Killed, it resumes.
+Writes docs/proof/first_light.json, docs/first_light.md and the curve beside it; checkpoints, pictures of predictions
+and metrics stay in runs/first_light. Killed, it resumes.
 """
 
 import argparse
@@ -148,28 +148,26 @@ def write(report: dict[str, Any]) -> None:
 
     table = ["| | " + " | ".join(f"`{key}`" for key in KEYS) + " |", "|---" * (len(KEYS) + 1) + "|"]
     for split, label in (("train", "trained on"), ("validation", "held out")):
-        for prefix, name in (
-            ("", label),
-            ("shuffled/", f"{label}, other pictures"),
-            ("swapped/", f"{label}, other words"),
-        ):
+        for prefix, name in (("", ""), ("shuffled/", ", other pictures"), ("swapped/", ", other words")):
             cells = [report["scores"][split].get(prefix + key) for key in KEYS]
-            table.append(f"| {name} | " + " | ".join("" if c is None else f"{c:.4f}" for c in cells) + " |")
+            figures = " | ".join("" if cell is None else f"{cell:.4f}" for cell in cells)
+            table.append(f"| {label}{name} | {figures} |")
     train, held = report["counts"]["train"], report["counts"]["validation"]
     page = f"""# First light on real narratives
 
-{train["pictures"]} photographs with {train["narratives"]} narratives to train on, {held["pictures"]} with {held["narratives"]} held out,
-of the sample data; the real T5 vocabulary; `experiments/localized_narratives.py:small` from nothing, {report["steps"]} steps.
-What it shows: the path from the publisher's file to a place for every word is right end to end, for a model that can memorise. It
-says nothing about photographs that the model has not seen: 56 of them teach nobody to see, and the held-out rows have no bar.
+{train["pictures"]} photographs with {train["narratives"]} narratives to train on, {held["pictures"]} with
+{held["narratives"]} held out, of the sample data; the real T5 vocabulary; `experiments/localized_narratives.py:small`
+from nothing, {report["steps"]} steps. What it shows: the path from the publisher's file to a place for every word is
+right end to end, for a model that can memorise. It says nothing about photographs that the model has not seen: 56 of
+them teach nobody to see, and the held-out rows have no bar.
 
 {chr(10).join(table)}
 
 ![point_distance over steps](first_light.png)
 
-Command: `{report["command"]}`, commit {report["commit"]}, {report["machine"]}, {report["seconds"] / 60:.1f} min. This page and the
-curve are made from `docs/proof/first_light.json`. The photographs are not ours to hand on: the run leaves its pictures in
-`runs/first_light`.
+Command: `{report["command"]}`, commit {report["commit"]}, {report["machine"]}, {report["seconds"] / 60:.1f} min. This
+page and the curve are made from `docs/proof/first_light.json`. The photographs are not ours to hand on: the run leaves
+its pictures in `runs/first_light`.
 """
     (ROOT / "docs" / "first_light.md").write_text(page)
     print(page)

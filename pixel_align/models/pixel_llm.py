@@ -32,6 +32,7 @@ class LossConfig:
 
     text: float = 1.0
     point: float = 0.1  # of an L1 distance in canvas pixels
+    presence: float = 0.1  # of the cross-entropy of "has a place", where the head says it
     map_regions: float = 1.0  # dense first stage on the image map
     query_regions: float = 1.0  # dense first stage on the extractor's queries
     label_smoothing: float = 0.1
@@ -75,6 +76,8 @@ class PixelLLM(nn.Module):
         self.visual_norm = LayerNorm(1e-5, dtype=c.text.dtype)
         self.text = T5(c.text)
         self.location = LocationHead(c.location)
+        if c.location.presence:
+            self.presence = nn.Dense(1, dtype=jnp.float32)
         if c.regions.enabled and c.regions.on_map:
             self.map_regions = RegionHead(c.regions, c.text.vocab_size)
         if c.regions.enabled and c.regions.on_queries:
@@ -121,6 +124,10 @@ class PixelLLM(nn.Module):
         points = self.location(features)
         return points * fraction.reshape(fraction.shape[0], *([1] * (points.ndim - 2)), 2)
 
+    def has_place(self, features: jax.Array) -> jax.Array | None:
+        """Text features Float[..., D] -> logit Float32[...] that the word read last has a place; None without that head."""
+        return self.presence(features)[..., 0] if self.config.location.presence else None
+
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """The teacher-forced pass over a batch."""
         features = self.encode_image(batch.images, batch.valid_size, train=train)
@@ -132,6 +139,7 @@ class PixelLLM(nn.Module):
             text_features=self.text.drop_features(text, train=train),
             vocabulary_kernel=self.text.logits_kernel(),
             points=self.locate(text, batch.valid_size),
+            presence=self.has_place(text),
             map_regions=self._map_regions(features),
             query_regions=self._query_regions(visual),
         )
@@ -170,6 +178,10 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str,
     if c.point:
         sums = losses.point(outputs.points, batch.token_points, point_weights, config.shape.canvas)
         terms["point"] = c.point, sums
+    if c.presence and outputs.presence is not None:
+        # Only of texts that have places: where a data set has none, a word without a place says nothing.
+        told = (batch.text_mask & valid) * batch.weights.point[:, None, None]
+        terms["presence"] = c.presence, losses.presence(outputs.presence, batch.locate, told)
     for name, weight, found, rows, columns in (
         ("map_regions", c.map_regions, outputs.map_regions, *grid(config.image, config.shape.canvas)),
         ("query_regions", c.query_regions, outputs.query_regions, *query_grid(config.extractor.queries)),
@@ -217,11 +229,13 @@ class Answer:
     Attributes:
       tokens: Int32[B, N, T - 1].
       points: Float32[B, N, T - 1, P, 2] in [0, 1] of the canvas.
+      presence: Float32[B, N, T - 1], the probability that the token has a place; 1 for a model that does not say it.
       logprobs: Float32[B, N, T - 1], natural, of each token given those before it.
     """
 
     tokens: Array
     points: Array
+    presence: Array
     logprobs: Array
 
 
@@ -243,8 +257,13 @@ def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -
     decoded = decoding.greedy(
         step, bound.text.init_cache(prefix, mask, t), bos_id=0, eos_id=1, length=t - 1, batch=b * n
     )
-    points = bound.locate(decoded.features.reshape(b, n, t - 1, -1), request.valid_size)
-    return Answer(decoded.tokens.reshape(b, n, t - 1), points, decoded.logprobs.reshape(b, n, t - 1))
+    text_features = decoded.features.reshape(b, n, t - 1, -1)
+    return Answer(
+        tokens=decoded.tokens.reshape(b, n, t - 1),
+        points=bound.locate(text_features, request.valid_size),
+        presence=_presence(bound, text_features),
+        logprobs=decoded.logprobs.reshape(b, n, t - 1),
+    )
 
 
 def read(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
@@ -257,8 +276,18 @@ def read(model: PixelLLM, params: Any, features: jax.Array, request: Request) ->
     logits = bound.text.logits(text_features[:, :-1])
     picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     logprobs = picked - jax.nn.logsumexp(logits, axis=-1)
-    points = bound.locate(text_features.reshape(b, n, t, -1), request.valid_size)[:, :, 1:]
-    return Answer(request.text_tokens[:, :, 1:], points, logprobs.reshape(b, n, t - 1))
+    text_features = text_features.reshape(b, n, t, -1)[:, :, 1:]
+    return Answer(
+        tokens=request.text_tokens[:, :, 1:],
+        points=bound.locate(text_features, request.valid_size),
+        presence=_presence(bound, text_features),
+        logprobs=logprobs.reshape(b, n, t - 1),
+    )
+
+
+def _presence(bound: PixelLLM, features: jax.Array) -> jax.Array:
+    logits = bound.has_place(features)
+    return jnp.ones(features.shape[:-1]) if logits is None else nn.sigmoid(logits)
 
 
 def _prefix(bound: PixelLLM, features: jax.Array, request: Request) -> tuple[jax.Array, jax.Array]:

@@ -20,6 +20,7 @@ class LocationHeadConfig:
     points: int = 2  # P, points per token: two corners of the word's box
     hidden_width: int = 512
     hidden_layers: int = 3
+    presence: bool = False  # also say whether a word has a place at all; not published, where every word gets one
     frozen: bool = False
 
 
