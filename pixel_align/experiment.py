@@ -52,3 +52,4 @@ class Experiment:
     train: Train = dataclasses.field(default_factory=Train)
     evals: tuple[Eval, ...] = ()
     init: Init = dataclasses.field(default_factory=Init)
+    instruction: str = "Describe the image in detail."  # what predicting asks where nothing is asked: as the task does

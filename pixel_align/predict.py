@@ -27,6 +27,7 @@ class Prediction:
       words: its words in order; word_spans: Int[W, 2], their [start, end) characters in text.
       points: Float[W, P, 2], the predicted points of each word, xy. Empty in mode "caption".
       boxes: Float[W, 4], xyxy, the smallest box around a word's points.
+      placed: Bool[W], whether the model says that the word has a place at all (always, for models that do not say it).
       scores: Float[W], the probability of each word given what was said before it, in 0..1.
       logprob: natural log-probability of the whole text, its end included.
       size: (height, width) of the picture.
@@ -37,9 +38,17 @@ class Prediction:
     word_spans: np.ndarray
     points: np.ndarray
     boxes: np.ndarray
+    placed: np.ndarray
     scores: np.ndarray
     logprob: float
     size: tuple[int, int]
+
+    def places(self) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
+        """(points, boxes) of each word, None for words without a place: what `draw.annotate` takes."""
+        if not len(self.points):
+            return [None] * len(self.words), [None] * len(self.words)
+        points = [place if told else None for place, told in zip(self.points, self.placed, strict=True)]
+        return points, [box if told else None for box, told in zip(self.boxes, self.placed, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, rounded to a hundredth of a pixel."""
@@ -48,10 +57,16 @@ class Prediction:
         for i, word in enumerate(self.words):
             entry: dict[str, Any] = {"word": word, "score": round(float(self.scores[i]), 4)}
             if placed:
-                entry |= {"points": np.round(self.points[i], 2).tolist(), "box": np.round(self.boxes[i], 2).tolist()}
+                entry |= {"points": _hundredths(self.points[i]), "box": _hundredths(self.boxes[i])}
+                entry["placed"] = bool(self.placed[i])
             words.append(entry)
         height, width = self.size
         return {"text": self.text, "words": words, "logprob": round(self.logprob, 4), "width": width, "height": height}
+
+
+def _hundredths(pixels: np.ndarray) -> Any:
+    # As float64: the float32 nearest to 0.1 is written with 17 digits.
+    return np.round(pixels.astype(np.float64), 2).tolist()
 
 
 class Predictor:
@@ -110,14 +125,21 @@ class Predictor:
         if self._features is None or self._placement is None:
             raise ValueError("no picture is set, expected one. Call set_image first.")
         request = make_request(
-            self.config, self.vocabulary, [self._placement], [instruction], None if text is None else [text]
+            self.config,
+            self.vocabulary,
+            [self._placement],
+            [instruction or self.config.instruction],
+            None if text is None else [text],
         )
         answer = self._answer("read" if text is not None else mode, self.params, self._features, request)
         answer = jax.tree.map(lambda x: np.asarray(x)[0, 0], answer)
         prediction = assemble(answer, self.vocabulary, self._placement, text)
         if mode == "caption":
             empty = np.zeros((0, 2, 2), np.float32)
-            return dataclasses.replace(prediction, points=empty, boxes=np.zeros((0, 4), np.float32))
+            nowhere = np.zeros(len(prediction.words), bool)
+            return dataclasses.replace(
+                prediction, points=empty, boxes=np.zeros((0, 4), np.float32), placed=nowhere
+            )
         return prediction
 
 
@@ -140,10 +162,11 @@ def _init(module: Any, config: Experiment) -> Any:
     return module.init(jax.random.key(0), zeros(config.model.shape, 1))["params"]
 
 
+@functools.lru_cache(maxsize=8)
 def compiled(config: Any) -> tuple[Any, Any]:
     """(encode, answer) of a model config: encode(params, images, valid_size); answer(mode, params, features, request).
 
-    Compiled at the first use of each shape and mode.
+    Compiled at the first use of each shape and mode, once for all users of equal configs.
     """
     family = models.family(config)
     module = family.module(config)
@@ -199,9 +222,8 @@ def assemble(
 ) -> Prediction:
     """One answer as numpy (tokens [T], points [T, P, 2], logprobs [T]) -> a Prediction in pixels of the original.
 
-    A word of several tokens stands at the mean of their points. A word that the model did not get to (a given text
-    that was cut)
-    has score 0 and stands where the word before it does. given: the text that was read, with its own spelling.
+    A word of several tokens stands at the mean of their points. A word that the model did not get to (a given text that
+    was cut) has score 0 and stands where the word before it does. given: the text that was read, in its own spelling.
     """
     if given is None:
         sentence, token_spans = vocabulary.decode_with_spans(answer.tokens)
@@ -211,10 +233,12 @@ def assemble(
     owners = text.tokens_of_words(token_spans[: len(answer.tokens)], word_spans)
     height, width = placement.valid_size
     place = np.tile(np.asarray([width, height], np.float32) / (2 * placement.canvas), (answer.points.shape[1], 1))
-    points, scores = np.zeros((len(word_spans), *place.shape), np.float32), np.zeros(len(word_spans), np.float32)
+    points = np.zeros((len(word_spans), *place.shape), np.float32)
+    scores, placed = np.zeros(len(word_spans), np.float32), np.zeros(len(word_spans), bool)
     for word in range(len(word_spans)):
         if len(at := np.flatnonzero(owners == word)):
-            place, scores[word] = answer.points[at].mean(axis=0), np.exp(answer.logprobs[at].sum())
+            place = answer.points[at].mean(axis=0)
+            scores[word], placed[word] = np.exp(answer.logprobs[at].sum()), answer.presence[at].mean() >= 0.5
         points[word] = place
     points = placement.to_original(points).astype(np.float32)
     ends = np.flatnonzero(answer.tokens == vocabulary.eos_id)
@@ -225,6 +249,7 @@ def assemble(
         word_spans=word_spans,
         points=points,
         boxes=geometry.points_to_boxes(points) if len(points) else np.zeros((0, 4), np.float32),
+        placed=placed,
         scores=scores,
         logprob=float(answer.logprobs[:length].sum()),
         size=placement.original_size,

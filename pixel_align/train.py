@@ -1,6 +1,7 @@
 """Training: one step, and one loop that reads from top to bottom."""
 
 import dataclasses
+import datetime
 import json
 import os
 import re
@@ -20,10 +21,11 @@ import rich.progress
 from pixel_align import data, models, optim, param_rules, sharding, text
 from pixel_align.batch import Array, check, zeros
 from pixel_align.checkpoints import store
-from pixel_align.experiment import Experiment
-from pixel_align.settings import from_json, to_json
+from pixel_align.experiment import Eval, Experiment
+from pixel_align.settings import from_json, to_json, to_plain
 
 Metrics = dict[str, jax.Array]
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal to show a bar
 
 
 @jax.tree_util.register_dataclass
@@ -34,8 +36,7 @@ class TrainState:
     Attributes:
       step: Int32[], steps done.
       trainable, frozen: the two halves of the parameters, None in each other's places. Frozen leaves have no gradient
-      and
-        no optimizer state.
+        and no optimizer state.
       optimizer: optax state of the trainable half.
       average: moving average of the trainable half, None if the run keeps none.
     """
@@ -58,7 +59,7 @@ class TrainState:
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss of a step is NaN or infinite; the message names the step and the checkpoint that is still good."""
+    """A loss or a gradient is NaN or infinite; the message names the step and the checkpoint that is still good."""
 
 
 def make_train_step(
@@ -148,17 +149,18 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
 
     # ---- Vocabulary and data: what is wrong here is said before anything is compiled.
     checkpoints = workdir / "checkpoints"
-    vocabulary = text.load_vocabulary(config.data.vocabulary or checkpoints)
-    check_vocabulary(config, vocabulary)
-    check_resumable(config, checkpoints)
+    vocabulary = find_vocabulary(config, checkpoints)
+    check_resumable(config, checkpoints, vocabulary)
     converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
     if config.data.batch_size % (jax.device_count() or 1):
         raise ValueError(
             f"data.batch_size is {config.data.batch_size}, expected a multiple of the {jax.device_count()} devices. "
             "Change it."
         )
-    for evaluation in config.evals:
-        data.check_task(config.data, evaluation.task, evaluation.split)
+    for task, split in [(name, config.data.split) for name in data.rates(config.data)] + [
+        (evaluation.task, evaluation.split) for evaluation in config.evals
+    ]:
+        data.check_task(config.data, task, split)
 
     # ---- Mesh, and the state as shapes: nothing is allocated yet.
     mesh = sharding.make_mesh(config.mesh)
@@ -173,7 +175,8 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     counts = [sum(x.size for x in jax.tree.leaves(half)) for half in (abstract.trainable, abstract.frozen)]
     console.print(
-        f"{sum(counts):,} parameters, {counts[0]:,} of them trained, on {mesh.size} {jax.devices()[0].platform}"
+        f"{sum(counts):,} parameters, {counts[0]:,} of them trained, on {mesh.size} {jax.devices()[0].platform}",
+        highlight=False,
     )
 
     # ---- Restore or initialise, in this order of precedence:
@@ -207,7 +210,12 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         _progress(console) as progress,
         log,
     ):
-        bar = progress.add_task("train", total=config.train.steps, completed=first, loss="")
+        # A run that was killed between saving a step and evaluating it.
+        for evaluation in _due(config, first) if first else ():
+            if not log.holds(first, _name(evaluation)):
+                _evaluate(config, evaluation, state.best_params, vocabulary, workdir, first, log, console)
+        bar = progress.add_task("train", total=config.train.steps, completed=first, said="")
+        told = -np.inf
         begun, begun_at = time.perf_counter(), first
         for step in range(first + 1, config.train.steps + 1):
             batch, position = next(stream)
@@ -229,42 +237,69 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
                 speed = (step - begun_at) / max(time.perf_counter() - begun, 1e-9)
                 values |= {"learning_rate": float(learning_rate(step - 1)), "steps_per_second": speed}
                 log.write(step, values)
-                progress.update(bar, loss=f"loss {values['loss']:.4f}")
+                said = f"loss {values['loss']:.4f}  {speed:.2f} steps/s"
+                progress.update(bar, said=said)
+                # The bar is for a terminal; a file hears of it now and then.
+                if not console.is_terminal and (last or time.perf_counter() - told > SECONDS_BETWEEN_LINES):
+                    told = time.perf_counter()
+                    left = datetime.timedelta(seconds=round((config.train.steps - step) / speed)) if speed else "?"
+                    console.print(f"step {step}/{config.train.steps}  {said}  {left} left", highlight=False)
             progress.update(bar, completed=step)
             if step % config.train.checkpoint_every == 0 or last:
                 _check_finite(step, metrics, keeper)
                 keeper.save(step, _arrays(state), position)
-            for evaluation in config.evals:
-                if last or (evaluation.every and step % evaluation.every == 0):
-                    _evaluate(config, evaluation, state.best_params, vocabulary, workdir, step, log, console)
-                    # An evaluation is not training time.
-                    begun, begun_at = time.perf_counter(), step
+            for evaluation in _due(config, step):
+                _evaluate(config, evaluation, state.best_params, vocabulary, workdir, step, log, console)
+                # An evaluation is not training time.
+                begun, begun_at = time.perf_counter(), step
         keeper.close()
     return state
 
 
-def check_vocabulary(config: Experiment, vocabulary: text.Vocabulary) -> None:
-    """Raises ValueError if the model's vocabulary layer is not the size of the vocabulary."""
+def find_vocabulary(config: Experiment, checkpoints: Path) -> text.Vocabulary:
+    """The vocabulary that data.vocabulary names, or the one that a run to be resumed left beside its checkpoints.
+
+    Raises:
+      ValueError: none is named, or it is not the size of the model's vocabulary layer. FileNotFoundError: no such file.
+    """
+    if not config.data.vocabulary and not checkpoints.is_dir():
+        raise ValueError(
+            "data.vocabulary is '', expected a SentencePiece .model file. Give it: --set data.vocabulary=FILE."
+        )
+    vocabulary = text.load_vocabulary(config.data.vocabulary or checkpoints)
     if config.model.text.vocab_size != vocabulary.size:
         raise ValueError(
             f"model.text.vocab_size is {config.model.text.vocab_size}, expected {vocabulary.size}, the size of the "
-            f"vocabulary {config.data.vocabulary!r}. Set model.text.vocab_size."
+            f"vocabulary {config.data.vocabulary or str(checkpoints)!r}. Set model.text.vocab_size."
         )
+    return vocabulary
 
 
-def check_resumable(config: Experiment, checkpoints: Path) -> None:
-    """Raises ValueError if a run in this folder began with another model; says what else differs."""
+def check_resumable(config: Experiment, checkpoints: Path, vocabulary: text.Vocabulary) -> None:
+    """Raises ValueError if a run in this folder began with another model or vocabulary; says what else differs."""
     if not (checkpoints / store.CONFIG).is_file() or not any(p.name.isdigit() for p in checkpoints.iterdir()):
         return
     before = from_json(Experiment, store.read_config(checkpoints))
-    if before.model != config.model:
-        raise ValueError(
-            f"the model of this experiment is not the one that {checkpoints.parent} began with, expected the same. "
-            "Choose another --workdir, or take over its weights with init.checkpoint."
-        )
-    if before != config:
-        parts = [f.name for f in dataclasses.fields(config) if getattr(before, f.name) != getattr(config, f.name)]
-        print(f"resuming with other settings of: {', '.join(parts)}", file=sys.stderr)
+    advice = "Choose another --workdir, or take over its weights with init.checkpoint."
+    for what, same in (
+        ("model", before.model == config.model),
+        ("vocabulary", store.read_vocabulary(checkpoints).digest() == vocabulary.digest()),
+    ):
+        if not same:
+            raise ValueError(
+                f"the {what} of this experiment is not the one that {checkpoints.parent} began with, expected the "
+                f"same. {advice}"
+            )
+    now, then = _settings(to_plain(config)), _settings(to_plain(before))
+    if changed := [f"{name} {then.get(name)!r} -> {now.get(name)!r}" for name in now if now[name] != then.get(name)]:
+        print(f"resuming with other settings: {', '.join(changed)}", file=sys.stderr)
+
+
+def _settings(plain: Any, path: str = "") -> dict[str, Any]:
+    """Dotted name -> value of every setting of a tree of dicts."""
+    if not isinstance(plain, dict):
+        return {path: plain}
+    return {k: v for name, part in plain.items() for k, v in _settings(part, f"{path}.{name}".lstrip(".")).items()}
 
 
 def take_over(config: Experiment, params: Any, console: rich.console.Console) -> Any:
@@ -303,11 +338,13 @@ class MetricsLog:
     def __init__(self, workdir: Path, first: int) -> None:
         self._path = workdir / "metrics.jsonl"
         workdir.mkdir(parents=True, exist_ok=True)
+        self._evaluated: set[tuple[int, str]] = set()
         if self._path.is_file():
             lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first]
             partial = self._path.with_suffix(".partial")
             partial.write_text("".join(f"{line}\n" for line in lines))
             partial.replace(self._path)
+            self._evaluated = {(first, key) for line in lines if _step_of(line) == first for key in json.loads(line)}
         self._file = self._path.open("a")
         self._writer = _tensorboard(workdir)
 
@@ -319,9 +356,14 @@ class MetricsLog:
         if self._writer is not None:
             self._writer.close()
 
+    def holds(self, step: int, name: str) -> bool:
+        """Whether the log of a resumed run has metrics of the evaluation `name` at the step that it resumes at."""
+        return any(at == step and key.startswith(f"{name}/") for at, key in self._evaluated)
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, on disk when this returns."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """One line, on disk when this returns; what is undefined is null there."""
+        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
         if self._writer is not None:
             self._writer.write_scalars(step, values)
@@ -342,9 +384,20 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
+def _due(config: Experiment, step: int) -> list[Eval]:
+    """The evaluations that belong to a step."""
+    last = step == config.train.steps
+    return [evaluation for evaluation in config.evals if last or (evaluation.every and step % evaluation.every == 0)]
+
+
+def _name(evaluation: Eval) -> str:
+    """What an evaluation is called in metrics and file names; one task may be asked on several splits."""
+    return f"{evaluation.task}-{evaluation.split}"
+
+
 def _evaluate(
     config: Experiment,
-    evaluation: Any,
+    evaluation: Eval,
     params: Any,
     vocabulary: text.Vocabulary,
     workdir: Path,
@@ -356,24 +409,36 @@ def _evaluate(
     from pixel_align.evaluation import evaluator
 
     result = evaluator.evaluate(config, evaluation, params, vocabulary)
-    log.write(step, {f"{evaluation.task}-{evaluation.split}/{name}": value for name, value in result.metrics.items()})
-    values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-    console.print(f"step {step}  {evaluation.task}/{evaluation.split}  {values}")
+    name = _name(evaluation)
+    log.write(step, {f"{name}/{key}": value for key, value in result.metrics.items()})
+    values = "  ".join(f"{key} {value:.4f}" for key, value in result.metrics.items())
+    console.print(f"step {step}  {name}  {values}", highlight=False, soft_wrap=True)
     if result.pictures is not None:
-        path = workdir / "pictures" / f"{evaluation.task}-{evaluation.split}-{step:07d}.png"
+        path = workdir / "pictures" / f"{name}-{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         result.pictures.save(path)
 
 
 def _check_finite(step: int, metrics: Metrics, keeper: store.Store) -> None:
-    if np.isfinite(float(metrics["loss"])):
+    """Raises NonFiniteLoss, and takes away the checkpoint that would lead to the same step again if there is an earlier
+    one.
+    """
+    wrong = {name: float(metrics[name]) for name in ("loss", "gradient_norm")}
+    wrong = {name: value for name, value in wrong.items() if not np.isfinite(value)}
+    if not wrong:
         return
     keeper.wait()
-    good = keeper.latest()
-    left = f"the checkpoint of step {good} is good" if good is not None else "no checkpoint was saved before"
+    steps = keeper.steps()
+    if len(steps) > 1 and steps[-1] == step - 1:
+        keeper.delete(steps.pop())
+    left = f"the checkpoint of step {steps[-1]} is good" if steps else "no checkpoint was saved before"
+    advice = "start again: the run resumes there" if steps else "start again"
+    if steps and steps[-1] == step - 1:
+        left, advice = f"the only checkpoint, of step {step - 1}, led to it", "start again in another --workdir"
+    what = " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in wrong.items())
     raise NonFiniteLoss(
-        f"the loss of step {step} is {float(metrics['loss'])}, expected a finite number; {left}. "
-        "Lower optim.peak_lr or set optim.clip_norm, and start again: the run resumes there."
+        f"step {step} has {what}, expected finite numbers; {left}. "
+        f"Lower optim.peak_lr or set optim.clip_norm, and {advice}."
     )
 
 
@@ -405,6 +470,7 @@ def _progress(console: rich.console.Console) -> rich.progress.Progress:
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[loss]}"),
+        rich.progress.TextColumn("{task.fields[said]}"),
         console=console,
+        disable=not console.is_terminal,
     )

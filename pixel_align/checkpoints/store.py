@@ -1,5 +1,4 @@
-"""Checkpoints on disk: parameters, optimizer, position in the data, config and vocabulary, in one folder that can be
-moved.
+"""Checkpoints on disk: parameters, optimizer, data position, config and vocabulary, in one folder that can be moved.
 
     FOLDER/config.json          the experiment, resolved
     FOLDER/vocabulary.model     the vocabulary that the tokens are of
@@ -32,9 +31,22 @@ class Store:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
+        # What a copy that broke off left: it would stand in the way of the steps that are saved next.
+        for step in self._manager.all_steps():
+            if step not in self.steps():
+                self._manager.delete(step)
+
+    def steps(self) -> list[int]:
+        """The whole steps, oldest first."""
+        return steps_of(self.folder)
+
     def latest(self) -> int | None:
         """The newest whole step, None before the first."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
+
+    def delete(self, step: int) -> None:
+        """Takes a step away."""
+        self._manager.delete(step)
 
     def save(self, step: int, arrays: dict[str, Any], position: dict[str, Any]) -> None:
         """Starts saving; returns when the arrays have been copied and may be donated.
@@ -73,6 +85,11 @@ def write_header(folder: str | os.PathLike[str], config_json: str, vocabulary: V
     partial.replace(folder / CONFIG)
 
 
+def steps_of(folder: Path) -> list[int]:
+    """The steps in a checkpoint folder that are whole, oldest first."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "params" / "_METADATA").is_file())
+
+
 def find(path: str | os.PathLike[str]) -> tuple[Path, int]:
     """A run folder, a checkpoint folder or one step of it -> (checkpoint folder, step), the newest step where none is
     named.
@@ -85,7 +102,7 @@ def find(path: str | os.PathLike[str]) -> tuple[Path, int]:
     folders = [given.parent] if step is not None else [given, given / "checkpoints"]
     for folder in folders:
         if (folder / CONFIG).is_file():
-            steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "params").is_dir()]
+            steps = steps_of(folder)
             if step in steps or (step is None and steps):
                 return folder, max(steps) if step is None else step
     raise FileNotFoundError(
@@ -118,7 +135,7 @@ def read_params(folder: Path, step: int, abstract: Any, sharding: jax.sharding.S
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         path = folder / str(step) / item
-        saved = param_rules.paths(checkpointer.metadata(path).item_metadata.tree)
+        saved = param_rules.paths(_metadata(path))
         wanted = param_rules.paths(abstract)
         faults = [f"{p} is missing" for p in wanted.keys() - saved.keys()]
         faults += [f"{p} is not expected" for p in saved.keys() - wanted.keys()]
@@ -138,9 +155,14 @@ def read_params(folder: Path, step: int, abstract: Any, sharding: jax.sharding.S
 
 def saved_shapes(folder: Path, step: int) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of a step."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(folder / str(step) / "params").item_metadata.tree
+    metadata = _metadata(folder / str(step) / "params")
     return {path: tuple(leaf.shape) for path, leaf in param_rules.paths(metadata).items()}
+
+
+def _metadata(item: Path) -> Any:
+    """The tree of shapes and dtypes of one item of a step."""
+    # By the handler: a checkpointer would look for the metadata of a whole step here and warn that there are none.
+    return ocp.StandardCheckpointHandler().metadata(item).tree
 
 
 def read_some(folder: Path, step: int, wanted: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -148,7 +170,7 @@ def read_some(folder: Path, step: int, wanted: dict[str, jax.Array]) -> dict[str
     item = "average" if (folder / str(step) / "average").is_dir() else "params"
     with ocp.StandardCheckpointer() as checkpointer:
         path = folder / str(step) / item
-        metadata = checkpointer.metadata(path).item_metadata.tree
+        metadata = _metadata(path)
         anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = {name: wanted[name].sharding if name in wanted else anywhere for name in param_rules.paths(metadata)}
         leaves = [

@@ -6,9 +6,10 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
@@ -28,7 +29,7 @@ class Result:
 
     Attributes:
       metrics: name -> figure, the house's keys; controls stand as "shuffled/...", "swapped/...", "center/...",
-      "mean/...".
+        "mean/...".
       predictions: one JSON-able dict per example, coordinates in pixels of the original.
       pictures: a sheet of the first examples, None where none were asked for.
       examples: how many were scored.
@@ -53,9 +54,8 @@ def evaluate(
 
     Args:
       params: of the model, as `PixelLLM` takes them.
-      controls: also score what must fail: each text with the next picture of its batch (`shuffled`), each word with
-      the place of
-        another word of its sentence (`swapped`), and readers without eyes (`center`, `mean`).
+      controls: also score what must fail: each text with the last picture before it that is another one (`shuffled`),
+        each word with the place of another word of its sentence (`swapped`), readers without eyes (`center`, `mean`).
       wrap: put around the iterator of batches, for a progress bar.
 
     Raises:
@@ -66,9 +66,10 @@ def evaluate(
     converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
     encode, answer = predict.compiled(config.model)
     targets: list[dict[str, Any]] = []
-    said: dict[str, list[dict[str, Any]]] = {"": []}
-    if controls:
-        said["shuffled"] = []
+    said: list[dict[str, Any]] = []
+    shuffled_targets: list[dict[str, Any]] = []
+    shuffled: list[dict[str, Any]] = []
+    others = _Others()
     lines: list[dict[str, Any]] = []
     drawn: list[tuple[np.ndarray, predict.Prediction]] = []
     drawn_ids: set[str] = set()
@@ -82,20 +83,30 @@ def evaluate(
         batch_targets = [_target(*pair) for pair in group]
         targets += batch_targets
         pairs = _predict(answer, params, features, request, batch_targets, placements, vocabulary)
-        said[""] += [_for_metrics(*pair) for pair in pairs]
+        said += [_for_metrics(*pair) for pair in pairs]
         if controls:
-            # Only real examples change places: what pads the last batch is a copy of its first.
-            order = np.arange(len(batch.images))
-            order[: len(group)] = np.roll(order[: len(group)], 1)
-            moved = dataclasses.replace(
-                request, valid_size=request.valid_size[order], prompt_boxes=request.prompt_boxes[order]
-            )
-            others = [placements[i] for i in order[: len(group)]]
-            wrong = _predict(answer, params, features[order], moved, batch_targets, others, vocabulary)
-            said["shuffled"] += [
-                _for_metrics(*_stretched(pair, other.original_size, placement.original_size))
-                for pair, other, placement in zip(wrong, others, placements, strict=True)
+            kept = [
+                _Seen(_string(example["image_id"]), features[i], batch.valid_size[i], batch.prompt_boxes[i], placement)
+                for i, (example, placement) in enumerate(group)
             ]
+            partners = [others.of(one) for one in kept]
+            # The first pictures have none before them; rows that pad the batch repeat its first.
+            rows = [partner or own for partner, own in zip(partners, kept, strict=True)]
+            rows += rows[:1] * (len(batch.images) - len(rows))
+            moved = dataclasses.replace(
+                request,
+                valid_size=np.stack([row.valid_size for row in rows]),
+                prompt_boxes=np.stack([row.prompt_boxes for row in rows]),
+            )
+            elsewhere = [row.placement for row in rows[: len(group)]]
+            wrong = _predict(
+                answer, params, jnp.stack([r.features for r in rows]), moved, batch_targets, elsewhere, vocabulary
+            )
+            for pair, partner, one, target in zip(wrong, partners, kept, batch_targets, strict=True):
+                if partner is not None:
+                    sizes = partner.placement.original_size, one.placement.original_size
+                    shuffled.append(_for_metrics(*_stretched(pair, *sizes)))
+                    shuffled_targets.append(target)
         for example, target, (read, written) in zip(examples, batch_targets, pairs, strict=True):
             own = written.to_json()
             name = _string(example["example_id"])
@@ -111,19 +122,45 @@ def evaluate(
             "Check data.dir."
         )
     names = sorted({name for target in targets for name in target["object_names"]})
-    metrics = traces.score(targets, said[""])
+    metrics = traces.score(targets, said)
+    if shuffled:
+        metrics |= _prefixed("shuffled", traces.score(shuffled_targets, shuffled))
     if controls:
-        metrics |= _prefixed("shuffled", traces.score(targets, said["shuffled"]))
-        exchanged = [traces.swapped(t, p, names) for t, p in zip(targets, said[""], strict=True)]
+        exchanged = [traces.swapped(t, p, names) for t, p in zip(targets, said, strict=True)]
         metrics |= _prefixed("swapped", traces.score(targets, exchanged))
         for reader, function in traces.READERS.items():
             blind = traces.score(targets, [function(t, names) for t in targets])
             metrics |= _prefixed(reader, {key: blind[key] for key in ("point_distance", "inside_box")})
     sheet = None
     if drawn:
-        pictures = [draw.annotate(pixels, p.words, p.points, p.boxes) for pixels, p in drawn]
+        pictures = [draw.annotate(pixels, p.words, *p.places()) for pixels, p in drawn]
         sheet = draw.sheet(pictures, columns=min(4, len(pictures)))
     return Result(metrics, lines, sheet, len(targets))
+
+
+class _Seen(NamedTuple):
+    """One picture as the model keeps it."""
+
+    image_id: str
+    features: jax.Array  # Float[h, w, D]
+    valid_size: np.ndarray
+    prompt_boxes: np.ndarray
+    placement: geometry.Placement
+
+
+@dataclasses.dataclass
+class _Others:
+    """For each picture of a stream, the last one before it that is another: the same whatever the size of batches."""
+
+    last: _Seen | None = None
+    before: _Seen | None = None
+
+    def of(self, picture: _Seen) -> _Seen | None:
+        """The other picture, None for the first; several narratives of one picture share theirs."""
+        if self.last is not None and self.last.image_id != picture.image_id:
+            self.before = self.last
+        self.last = picture
+        return self.before
 
 
 def write(result: Result, folder: Path) -> None:
