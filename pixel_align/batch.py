@@ -1,15 +1,15 @@
 """The contract between data and models: what a batch is and what a model answers.
 
 Letters in shapes: B batch, N regions of a picture, M prompts (1 where all regions share one prompt, else N), T text,
-C instruction, P points of a token, R ground-truth regions, L pieces of a region's phrase, H W canvas, h w grid of the
-image features, Q queries, D width, V vocabulary.
+C instruction, K points of a prompt, P points of a token, R ground-truth regions, L pieces of a region's phrase, H W
+canvas, h w grid of the image features, Q queries, D width, V vocabulary.
 
 Frames: every coordinate is xy in [0, 1] of the square canvas, boxes are xyxy. What is absent is said by boolean masks,
 never by special coordinates or by the value zero.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -45,6 +45,23 @@ class RegionTargets:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class PromptPoints:
+    """Points handed to the model, in place of the boxes of the prompts or beside them.
+
+    Attributes:
+      xy: Float32[B, M, K, 2]. mask: Bool[B, M, K], which of them exist.
+      foreground: Bool[B, M, K], True: on what is meant, False: on what is not meant.
+      boxed: Bool[B, M], which prompts have a box; False: prompt_boxes is ignored there.
+    """
+
+    xy: Array
+    mask: Array
+    foreground: Array
+    boxed: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """One batch of pictures with their regions.
 
@@ -58,6 +75,7 @@ class Batch:
       locate: Bool[B, N, T], the tokens that have a place.
       valid: Bool[B, N], which regions exist (False pads N, and pads the last batch of an evaluation).
       weights: per example, per loss.
+      prompt_points: points of the prompts; None where the model reads boxes only.
       regions: the objects of the picture, for the dense first stage and the detector; None where the model reads none.
     """
 
@@ -72,6 +90,7 @@ class Batch:
     locate: Array
     valid: Array
     weights: Weights
+    prompt_points: PromptPoints | None = None
     regions: RegionTargets | None = None
 
 
@@ -122,7 +141,8 @@ class Shape:
       canvas: side of the square canvas in pixels.
       regions: N. prompts: M, 1 or N.
       text: T, BOS and EOS included. instruction: C, 0 for none.
-      points: P. objects: R, 0 for no region targets. phrase: L.
+      points: P. point_grid: how a box becomes P points: "corner" (2), "solid" (k * k), "donut" (4 * (k - 1)).
+      prompt_points: K, 0 for boxes only. objects: R, 0 for no region targets. phrase: L.
     """
 
     canvas: int
@@ -131,6 +151,8 @@ class Shape:
     text: int = 64
     instruction: int = 0
     points: int = 2
+    point_grid: Literal["corner", "solid", "donut"] = "corner"
+    prompt_points: int = 0
     objects: int = 0
     phrase: int = 8
 
@@ -149,6 +171,13 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         tokens=array(np.int32, r, phrase),
         token_mask=array(np.bool_, r, phrase),
     )
+    m, k = shape.prompts, shape.prompt_points
+    prompt_points = PromptPoints(
+        xy=array(np.float32, m, k, 2),
+        mask=array(np.bool_, m, k),
+        foreground=array(np.bool_, m, k),
+        boxed=array(np.bool_, m),
+    )
     return Batch(
         images=array(np.uint8, s, s, 3),
         valid_size=array(np.int32, 2),
@@ -161,6 +190,7 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         locate=array(np.bool_, n, shape.text),
         valid=array(np.bool_, n),
         weights=Weights(text=array(np.float32), point=array(np.float32), region=array(np.float32)),
+        prompt_points=prompt_points if k else None,
         regions=regions if r else None,
     )
 

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from pixel_align import geometry, image, text
-from pixel_align.batch import Batch, RegionTargets, Shape, Weights
+from pixel_align.batch import Batch, PromptPoints, RegionTargets, Shape, Weights
 
 Example = Mapping[str, Any]
 Position = dict[str, Any]  # {"drawn": examples so far, "tasks": {task: [epoch, examples of it]}}, JSON
@@ -102,6 +102,7 @@ class PixelFeatureConverter:
             weights=Weights(
                 text=np.float32(1), point=np.float32(locate.any()), region=np.float32(len(example["object_boxes"]) > 0)
             ),
+            prompt_points=self._prompt_points(example, placement),
             regions=self._objects(example, placement),
         )
         return row, placement
@@ -125,9 +126,31 @@ class PixelFeatureConverter:
             known = words >= 0
             # Token t stands at t + 1, behind BOS.
             locate[1 : len(words) + 1] = known & kept[words]
-            points[1 : len(words) + 1] = geometry.boxes_to_points(boxes, "corner")[words]
+            grid, side = self.shape.point_grid, geometry.points_per_side(self.shape.point_grid, self.shape.points)
+            points[1 : len(words) + 1] = geometry.boxes_to_points(boxes, grid, side)[words]
             points[~locate] = 0
         return tokens, mask, points, locate
+
+    def _prompt_points(self, example: Example, placement: geometry.Placement) -> PromptPoints | None:
+        """The points that an example may ask with, None where the model reads boxes only.
+
+        Keys: prompt_points [k, 2] in fractions of the picture, prompt_foreground [k]. They stand in place of the box;
+        an example without them, or whose points are all cut away, asks with the box of the whole picture.
+        """
+        k = self.shape.prompt_points
+        if not k:
+            return None
+        given = np.asarray(example.get("prompt_points", ()), np.float32).reshape(-1, 2)
+        xy = placement.to_canvas(geometry.to_pixels(given, placement.original_size)).astype(np.float32)
+        seen = np.flatnonzero(geometry.points_inside(xy, placement.valid_box))[:k]
+        foreground = np.asarray(example.get("prompt_foreground", np.ones(len(given), bool)), bool)
+        one = PromptPoints(
+            xy=_pad(xy[seen], k),
+            mask=_pad(np.ones(len(seen), bool), k),
+            foreground=_pad(foreground[seen], k),
+            boxed=np.asarray(not len(seen)),
+        )
+        return jax.tree.map(lambda x: np.tile(x, (self.shape.prompts, *[1] * x.ndim)), one)
 
     def _objects(self, example: Example, placement: geometry.Placement) -> RegionTargets | None:
         """The object targets of the dense first stage, None where the model reads none."""

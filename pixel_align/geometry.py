@@ -113,6 +113,19 @@ def boxes_to_points(boxes: Array, kind: Literal["corner", "solid", "donut"] = "c
     return boxes[..., None, :2] * (1 - at) + boxes[..., None, 2:] * at
 
 
+def points_per_side(kind: str, points: int) -> int:
+    """The per_side with which `boxes_to_points` of this kind gives `points` points (corner: 2, its two corners).
+
+    Raises ValueError where no grid of this kind has so many.
+    """
+    found = {"corner": 2, "solid": math.isqrt(points), "donut": points // 4 + 1}[kind]
+    has = {"corner": 2, "solid": found**2, "donut": 4 * (found - 1)}[kind]
+    if has != points or found < 2:
+        counts = {"corner": "2", "solid": "a square number from 4", "donut": "a multiple of 4"}[kind]
+        raise ValueError(f"points is {points}, expected {counts} for a {kind} grid. Change points or the kind of grid.")
+    return found
+
+
 def points_to_boxes(points: Array) -> Array:
     """Points [..., P, 2] -> the smallest boxes [..., 4] that hold them, any frame."""
     _check_last(points, (2,), "points")

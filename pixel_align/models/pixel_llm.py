@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixel_align import decoding, losses
-from pixel_align.batch import Array, Batch, Outputs, RegionOutputs, Shape, spec
+from pixel_align import decoding, geometry, losses
+from pixel_align.batch import Array, Batch, Outputs, PromptPoints, RegionOutputs, Shape, spec
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.eva_vit import EvaVitConfig
 from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, grid
@@ -58,6 +58,12 @@ class PixelLLMConfig:
                 f"model.shape.points is {self.shape.points} and model.location.points is {self.location.points}, "
                 "expected the same number. Set both."
             )
+        geometry.points_per_side(self.shape.point_grid, self.shape.points)
+        if self.shape.prompt_points and not self.prompt.points:
+            raise ValueError(
+                f"model.shape.prompt_points is {self.shape.prompt_points} and model.prompt.points is False, expected a "
+                "prompt encoder that reads points. Set model.prompt.points=True."
+            )
 
 
 class PixelLLM(nn.Module):
@@ -87,10 +93,12 @@ class PixelLLM(nn.Module):
         """UInt8[B, H, W, 3] on the canvas, Int[B, 2] (height, width) -> image features Float[B, h, w, D]."""
         return self.image(images, valid_size, train=train)
 
-    def encode_prompt(self, features: jax.Array, prompt_boxes: jax.Array) -> jax.Array:
-        """Image features and boxes Float[B, M, 4] in [0, 1] -> visual tokens Float[B, M, Q, E]."""
+    def encode_prompt(
+        self, features: jax.Array, prompt_boxes: jax.Array, prompt_points: PromptPoints | None = None
+    ) -> jax.Array:
+        """Image features, boxes Float[B, M, 4] in [0, 1] and points -> visual tokens Float[B, M, Q, E]."""
         code = self.prompt.grid(features.shape[1], features.shape[2])
-        return self.extractor(features, code, self.prompt.boxes(prompt_boxes, self.config.shape.canvas))
+        return self.extractor(features, code, *self.prompt(prompt_boxes, self.config.shape.canvas, prompt_points))
 
     def encode_prefix(
         self, visual: jax.Array, instruction_tokens: jax.Array, instruction_mask: jax.Array, *, train: bool = False
@@ -131,7 +139,7 @@ class PixelLLM(nn.Module):
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """The teacher-forced pass over a batch."""
         features = self.encode_image(batch.images, batch.valid_size, train=train)
-        visual = self.encode_prompt(features, batch.prompt_boxes)
+        visual = self.encode_prompt(features, batch.prompt_boxes, batch.prompt_points)
         prefix, mask = self.encode_prefix(visual, batch.instruction_tokens, batch.instruction_mask, train=train)
         b, n, t = batch.text_tokens.shape
         text = self.decode_text(batch.text_tokens.reshape(b * n, t), prefix, mask, train=train).reshape(b, n, t, -1)
@@ -212,6 +220,7 @@ class Request:
       valid_size: Int32[B, 2]. prompt_boxes: Float32[B, M, 4].
       instruction_tokens: Int32[B, N, C] and instruction_mask: Bool[B, N, C].
       text_tokens: Int32[B, N, T], BOS w1 .. wn EOS, a text to be read; ignored where the model writes.
+      prompt_points: points of the prompts, None for boxes only.
     """
 
     valid_size: Array
@@ -219,6 +228,7 @@ class Request:
     instruction_tokens: Array
     instruction_mask: Array
     text_tokens: Array
+    prompt_points: PromptPoints | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -291,7 +301,7 @@ def _presence(bound: PixelLLM, features: jax.Array) -> jax.Array:
 
 
 def _prefix(bound: PixelLLM, features: jax.Array, request: Request) -> tuple[jax.Array, jax.Array]:
-    visual = bound.encode_prompt(features, request.prompt_boxes)
+    visual = bound.encode_prompt(features, request.prompt_boxes, request.prompt_points)
     return bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
 
 
@@ -321,7 +331,7 @@ def rules(config: PixelLLMConfig) -> Mapping[str, list[tuple[str, Any]]]:
     trainable: list[tuple[str, Any]] = [(r"prompt/positions/gaussian", False)]
     trainable += [(rf"{name}/.*", False) for name, frozen in parts.items() if frozen and name != "prompt"]
     if config.prompt.frozen:
-        trainable.append((r"prompt/(point_embeddings|no_mask_embedding)", False))
+        trainable.append((r"prompt/.*_embeddings?", False))
     if config.text.frozen:
         if config.text.lora.rank:
             trainable.append((r"text/.*/lora/[ab]", True))

@@ -9,12 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixel_align.batch import PromptPoints
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptEncoderConfig:
     """Attributes: see the comments. Published values are the defaults."""
 
     width: int = 256  # of a prompt token
+    points: bool = False  # prompts may be points, too: brings SAM's embedding of "no point"
     padding_tokens: int = 0  # "nothing" tokens behind each box; the published PixelLLM carries 3 of them
     frozen: bool = False  # published: True, SAM's own weights
 
@@ -46,6 +49,26 @@ class PromptEncoder(nn.Module):
         self.point_embeddings = self.param("point_embeddings", nn.initializers.normal(1.0), (4, width))
         if self.config.padding_tokens:
             self.no_mask = self.param("no_mask_embedding", nn.initializers.normal(1.0), (width,))
+        if self.config.points:
+            self.no_point = self.param("no_point_embedding", nn.initializers.normal(1.0), (width,))
+
+    def __call__(
+        self, boxes: jax.Array, canvas: int, points: PromptPoints | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Boxes Float[B, M, 4] and points -> prompt tokens Float32[B, M, K', width] and which of them exist.
+
+        Without points the mask is None: all exist. With K points, K' = K + 1 + 2 + padding_tokens: the points, one "no
+        point" that stands for the box where there is none (as in SAM), the corners of the box.
+        """
+        tokens = self.boxes(boxes, canvas)
+        if points is None:
+            return tokens, None
+        given = self.points(points.xy, points.foreground, canvas)
+        no_point = jnp.broadcast_to(self.no_point, (*boxes.shape[:-1], 1, self.config.width))
+        boxed = points.boxed[..., None]
+        always = jnp.ones((*boxes.shape[:-1], self.config.padding_tokens), bool)
+        mask = jnp.concatenate([points.mask, ~boxed, boxed, boxed, always], axis=-1)
+        return jnp.concatenate([given, no_point, tokens], axis=-2), mask
 
     def boxes(self, boxes: jax.Array, canvas: int) -> jax.Array:
         """Float[..., 4] xyxy in [0, 1] of a canvas of `canvas` pixels -> tokens Float32[..., 2 + padding_tokens,
