@@ -4,11 +4,32 @@
     pixel-align train experiments/localized_narratives.py:small --workdir runs/ln --set data.dir=DATA \\
         --set data.vocabulary=spiece.model
 
+The same in gin: `pixel-align train experiments/gin/localized_narratives/small.gin ... --gin.DataConfig.dir="'DATA'"`.
+
 Presets:
   small: from nothing on a laptop; enough to memorise some hundred narratives. See docs/first_light.md for what was
-  measured.
+    measured.
+  bench: all parts of the published model at a size for two cores, random where it has public weights: runs, learns
+    little. Its vocabulary has 4,096 pieces; with T5's own: --set model.text.vocab_size=32128. Accuracy unmeasured.
   sam_b_t5_small: the published parts at a size for one accelerator: SAM ViT-B and T5 small with LoRA. Unmeasured: needs
     public weights.
+  t5_xl: the trace stage of PixelLLM with T5-XL as published (arXiv 2312.09237), after the stage below. Unmeasured.
+  t5_xl_first_stage: captions from public weights, in place of the published first stage, whose weights (WebLI captions)
+    were never released: EVA02-L, SAM ViT-H and Flan-T5-XL as their authors released them, brought together in one
+    checkpoint folder; what nobody released starts from nothing (`init.new`). Steps and rate are ours. Unmeasured.
+
+The two stages of T5-XL also read COCO captions:
+
+    python -m data_pipelines build coco_captions --annotations captions_train2017.json --images train2017 --out DATA
+    pixel-align train experiments/localized_narratives.py:t5_xl_first_stage --workdir runs/t5_xl_first_stage \\
+        --set init.checkpoint=CONVERTED --set data.dir=DATA --set data.vocabulary=spiece.model
+    pixel-align train experiments/localized_narratives.py:t5_xl --workdir runs/t5_xl --set data.dir=DATA \\
+        --set init.checkpoint=runs/t5_xl_first_stage --set data.vocabulary=spiece.model
+
+Where t5_xl is not the published recipe: words take their places by the text, not by proportion (for the published rule:
+`--set data.mixture=trace_stage_proportional`); examples of both tasks mix inside a batch, one caption to two narratives,
+where a published batch was of one task; every caption is an example, where a published picture gave all its captions;
+captions are not cropped at random; frozen parts run without dropout and drop-path.
 
 Accuracy on the public data sets: unmeasured.
 """
@@ -18,8 +39,10 @@ import dataclasses
 from pixel_align.batch import Shape
 from pixel_align.config import Experiment, to_config_dict
 from pixel_align.data import DataConfig
-from pixel_align.experiment import Eval, Train
+from pixel_align.experiment import Eval, Init, Train
 from pixel_align.models.pixel_llm import LossConfig, PixelLLMConfig
+from pixel_align.nn.eva_vit import EvaVitConfig
+from pixel_align.nn.image_features import FusionConfig
 from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.lora import LoRAConfig
 from pixel_align.nn.prompt_encoder import PromptEncoderConfig
@@ -31,7 +54,13 @@ from pixel_align.optim import Optim
 
 def get_config(preset: str = "small"):
     """The experiment of a preset as a locked ConfigDict."""
-    presets = {"small": small, "sam_b_t5_small": sam_b_t5_small}
+    presets = {
+        "small": small,
+        "bench": bench,
+        "sam_b_t5_small": sam_b_t5_small,
+        "t5_xl": t5_xl,
+        "t5_xl_first_stage": t5_xl_first_stage,
+    }
     if preset not in presets:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets)}. Choose one of them.")
     return to_config_dict(presets[preset]())
@@ -81,6 +110,31 @@ def small() -> Experiment:
     )
 
 
+def bench() -> Experiment:
+    """24.8M parameters, 7.6M of them trained: both image encoders, the extractor, T5 with LoRA, all small."""
+    return Experiment(
+        model=PixelLLMConfig(
+            shape=Shape(canvas=224, text=40, instruction=8),
+            image=FusionConfig(eva=EvaVitConfig.bench(), sam=SamVitConfig.bench(frozen=True)),
+            prompt=PromptEncoderConfig(frozen=True),
+            extractor=PromptExtractorConfig(queries=8, width=128, depth=2, mlp_width=2048, output_width=256),
+            text=T5Config(
+                vocab_size=4096,
+                width=256,
+                num_heads=4,
+                encoder_layers=4,
+                decoder_layers=4,
+                lora=LoRAConfig(rank=8),
+                frozen=True,
+            ),
+        ),
+        data=DataConfig(batch_size=8),
+        optim=dataclasses.replace(Optim(), clip_norm=0.0),
+        train=Train(steps=2000, log_every=10, checkpoint_every=500),
+        evals=(Eval(task="localized_narratives_coco", every=1000, limit=64, batch_size=8),),
+    )
+
+
 def sam_b_t5_small() -> Experiment:
     """SAM ViT-B frozen, T5 1.1 small frozen with LoRA of rank 32 on query and value, the published extractor and
     recipe.
@@ -94,4 +148,42 @@ def sam_b_t5_small() -> Experiment:
         ),
         optim=dataclasses.replace(Optim(), clip_norm=0.0),
         evals=(Eval(task="localized_narratives_coco", every=1000),),
+    )
+
+
+def t5_xl() -> Experiment:
+    """The published trace stage with T5-XL: COCO captions 1 to narratives 2, at batch 256 for 10,000 steps.
+
+    EVA02-L, the extractor, LoRA of rank 32 and the location head are trained; SAM ViT-H, the prompt encoder and T5 are
+    frozen. The rate of 5e-5, 250 steps of warm-up and the loss weights are the defaults of `Optim` and `LossConfig`.
+    """
+    return Experiment(
+        model=PixelLLMConfig(
+            shape=Shape(canvas=384, text=128, instruction=8),
+            image=FusionConfig(eva=EvaVitConfig.large(), sam=SamVitConfig.vit_h(frozen=True)),
+            prompt=PromptEncoderConfig(frozen=True),
+            text=T5Config.xl(lora=LoRAConfig(rank=32), frozen=True),
+        ),
+        data=DataConfig(modules=("data_pipelines.mixtures",), mixture="trace_stage", batch_size=256),
+        optim=dataclasses.replace(Optim(), clip_norm=0.0),
+        train=Train(steps=10_000),
+        evals=(Eval(task="localized_narratives_coco", every=1000, limit=1000),),
+        init=Init(checkpoint="runs/t5_xl_first_stage"),
+    )
+
+
+def t5_xl_first_stage() -> Experiment:
+    """Captions alone, from public weights: what the trace stage starts from. Steps and rate are ours."""
+    last = t5_xl()
+    return dataclasses.replace(
+        last,
+        data=dataclasses.replace(last.data, mixture="coco_captions"),
+        optim=dataclasses.replace(last.optim, peak_lr=1e-4, warmup_steps=1000),
+        train=Train(steps=20_000),
+        evals=(),
+        init=Init(
+            checkpoint="checkpoints/eva02_l_sam_h_flan_t5_xl",
+            # Nobody released weights of these.
+            new=("extractor/.*", "visual_.*", "location/.*", ".*/lora/.*"),
+        ),
     )

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import absl.logging
 import typer
+
+# What the extra [data] brings; predicting needs none of it.
+DATA_MODULES = ("clu", "seqio", "tensorboard", "tensorflow", "tensorflow_datasets", "tensorflow_text")
 
 app = typer.Typer(
     name="pixel-align",
@@ -35,16 +39,25 @@ def _app(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def train(
-    experiment: Annotated[str, typer.Argument(help="A file of experiments/, with :preset where it has presets.")],
     workdir: Annotated[str, typer.Option(help="Where checkpoints and metrics go; an existing run is resumed.")],
+    experiment: Annotated[
+        str, typer.Argument(help="A file of experiments/: .py, with :preset where it has presets, or .gin.")
+    ] = "",
     changes: Set = None,
+    gin_file: Annotated[
+        list[str] | None, typer.Option("--gin_file", metavar="FILE", help="A gin file; several are read in order.")
+    ] = None,
+    gin_binding: Annotated[
+        list[str] | None, typer.Option("--gin.", metavar="NAME=VALUE", help="As in --gin.Train.steps=7.")
+    ] = None,
 ) -> None:
     """Train an experiment, or resume it in its work folder."""
     with one_line_errors():
         from pixel_align import config
         from pixel_align.train import train as run
 
-        run(config.load(experiment, changes or ()), workdir)
+        files = [*filter(None, [experiment]), *(gin_file or ())]
+        run(config.load(files, changes or (), bindings=gin_binding or ()), workdir)
 
 
 @app.command()
@@ -112,11 +125,13 @@ def predict(
         from pixel_align.predict import Predictor
 
         pixels = read_image(image)
+        check_writable(out, picture=True)
+        check_writable("" if json_out == "-" else json_out)
         predictor = Predictor.from_checkpoint(checkpoint)
         predictor.set_image(pixels)
         prediction = predictor.predict(mode, instruction, text)
         if out:
-            draw.annotate(pixels, prediction.words, prediction.points, prediction.boxes).save(out)
+            draw.annotate(pixels, prediction.words, *prediction.places()).save(out)
         document = json.dumps(prediction.to_json(), ensure_ascii=False, indent=2)
         if json_out == "-":
             typer.echo(document)
@@ -126,25 +141,59 @@ def predict(
             typer.echo(prediction.text)
 
 
+def check_writable(path: str, *, picture: bool = False) -> None:
+    """Raises ValueError, before any work, where a result could not be written."""
+    if path and not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"folder of {path!r} does not exist, expected one that does. Make it, or choose another.")
+    if path and picture:
+        import PIL.Image
+
+        known = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.SAVE}
+        if Path(path).suffix.lower() not in known:
+            raise ValueError(f"--out is {path!r}, expected a picture such as out.png or out.jpg. Change the name.")
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """What a user can mend becomes one line on stderr and exit code 2; PIXEL_ALIGN_TRACEBACK=1 shows where it came
-    from.
+    from. Everything else is a fault of the program and keeps its traceback.
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        if os.environ.get("PIXEL_ALIGN_TRACEBACK"):
+    except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
+        message = _said_to_users(error)
+        if os.environ.get("PIXEL_ALIGN_TRACEBACK") or message is None:
             raise
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def _said_to_users(error: Exception) -> str | None:
+    """The line for an error that a user can mend, None for others."""
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        if module not in DATA_MODULES:
+            return None
+        return f"module {module!r} is not installed, expected it for data. Install it: pip install 'pixel-align[data]'."
+    if isinstance(error, RuntimeError):
         from pixel_align.train import NonFiniteLoss
 
-        if isinstance(error, RuntimeError) and not isinstance(error, NonFiniteLoss):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+        if not isinstance(error, NonFiniteLoss):
+            return None
+    # The project's own messages are one line; a library's that is longer is no message to a user.
+    return str(error) if "\n" not in str(error) else None
+
+
+def quiet_libraries() -> None:
+    """Lets libraries print errors only. TensorFlow must be told before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only reads files here; on, it announces itself
+    absl.logging.set_verbosity(absl.logging.ERROR)
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the console script `pixel-align`."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    return app(arguments)
+    quiet_libraries()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # T5X writes the name into the option; to a parser of options `--gin.` is the option and the rest its value.
+    return app([part for a in arguments for part in (("--gin.", a[6:]) if a.startswith("--gin.") else (a,))])

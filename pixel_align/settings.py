@@ -94,6 +94,25 @@ def to_plain(config: Any) -> Any:
     return config
 
 
+def dataclasses_of(cls: type) -> list[type]:
+    """The dataclasses that a tree of `cls` may hold, `cls` first, all alternatives of choices included."""
+    found: dict[type, None] = {}
+
+    def walk(annotation: Any) -> None:
+        for alternative in _alternatives(annotation):
+            if typing.get_origin(alternative) is tuple:
+                for element in typing.get_args(alternative):
+                    if element is not Ellipsis:
+                        walk(element)
+            elif isinstance(alternative, type) and dataclasses.is_dataclass(alternative) and alternative not in found:
+                found[alternative] = None
+                for hint in _hints(alternative).values():
+                    walk(hint)
+
+    walk(cls)
+    return list(found)
+
+
 # The builder: annotation and plain value -> checked value.
 
 
@@ -337,7 +356,7 @@ def _unknown(cls: type, name: str, path: str, root: _Root) -> ConfigError:
     if close := difflib.get_close_matches(first, _hints(cls), n=1):
         suggestion = f"{path}.{close[0]}" + (f".{rest}" if rest else "")
     else:
-        leaves = list(_leaves(root[1], root[0]))
+        leaves = [leaf for leaf in _leaves(root[1], root[0]) if leaf != f"{path}.{name}"]
         by_name = {leaf.split(".")[-1]: leaf for leaf in reversed(leaves)}
         nearest = difflib.get_close_matches(name.split(".")[-1], by_name, n=1, cutoff=0.75)
         suggestion = by_name[nearest[0]] if nearest else ""

@@ -292,9 +292,9 @@ def test_an_experiment_may_import_its_neighbour(tmp_path: Path) -> None:
 
 
 def test_wrong_experiments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"experiment is '.*absent\.py', expected an existing \.py file"):
+    with pytest.raises(ConfigError, match=r"experiment is '.*absent\.py', expected an existing \.py or \.gin file"):
         load(tmp_path / "absent.py")
-    with pytest.raises(ConfigError, match=r"expected an existing \.py file"):
+    with pytest.raises(ConfigError, match=r"expected an existing \.py or \.gin file"):
         load(tmp_path)
     with pytest.raises(ConfigError, match="has no get_config"):
         load(experiment(tmp_path, "x = 1"))
