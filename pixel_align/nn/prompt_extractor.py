@@ -6,6 +6,7 @@ holds a dense output layer that nothing reads (0.5M parameters): it is left out 
 """
 
 import dataclasses
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,24 @@ class PromptExtractorConfig:
     num_heads: int = 8
     mlp_width: int = 2048
     output_width: int = 1024  # of a visual token
+    dtype: str = "float32"  # of the computation
     frozen: bool = False
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """Not the published size, for tests."""
+        sizes = {"queries": 4, "width": 32, "depth": 2, "num_heads": 2, "mlp_width": 64, "output_width": 32}
+        return cls(**{**sizes, **changes})
+
+    @classmethod
+    def bench(cls, **changes: Any) -> Self:
+        """Not the published size, to measure speed: 1.7M parameters."""
+        return cls(**{"queries": 8, "width": 128, "depth": 2, "output_width": 256, **changes})
+
+    @classmethod
+    def published(cls, **changes: Any) -> Self:
+        """43.5M parameters where it reads 1,280 channels."""
+        return cls(**changes)
 
 
 class PromptExtractor(nn.Module):
@@ -49,10 +67,10 @@ class PromptExtractor(nn.Module):
         """
         c = self.config
         b, m, k, _ = prompt.shape
-        prompt_projection = nn.Dense(c.width, name="prompt_projection")
+        prompt_projection = nn.Dense(c.width, name="prompt_projection", dtype=c.dtype)
         queries = self.param("queries", nn.initializers.normal(1.0), (c.queries, c.width))
         tokens = jnp.concatenate(
-            [jnp.broadcast_to(queries, (b, m, c.queries, c.width)), prompt_projection(prompt)], axis=2
+            [jnp.broadcast_to(queries.astype(c.dtype), (b, m, c.queries, c.width)), prompt_projection(prompt)], axis=2
         ).reshape(b * m, c.queries + k, c.width)
         token_mask = None
         if prompt_mask is not None:
@@ -60,11 +78,11 @@ class PromptExtractor(nn.Module):
             token_mask = jnp.concatenate([always, prompt_mask], axis=2).reshape(b * m, c.queries + k)
 
         # Projected once per picture, then read by its M prompts.
-        image = nn.Dense(c.width, name="image_projection")(image).reshape(b, 1, -1, c.width)
+        image = nn.Dense(c.width, name="image_projection", dtype=c.dtype)(image).reshape(b, 1, -1, c.width)
         image = jnp.broadcast_to(image, (b, m, *image.shape[2:])).reshape(b * m, -1, c.width)
-        code = nn.Dense(c.width, name="code_projection")(image_code).reshape(1, -1, c.width)
+        code = nn.Dense(c.width, name="code_projection", dtype=c.dtype)(image_code).reshape(1, -1, c.width)
 
-        tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, name="two_way")(
+        tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, name="two_way")(
             tokens, image, jnp.broadcast_to(code, image.shape), token_mask
         )
         tokens = tokens[:, : c.queries].reshape(b, m, c.queries, c.width)

@@ -7,6 +7,8 @@ updated too, and cross-attention runs at half the width.
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pixel_align.nn.attention import attention
 from pixel_align.nn.blocks import LayerNorm
@@ -19,16 +21,17 @@ class ProjectedAttention(nn.Module):
 
     inner_width: int
     num_heads: int
+    dtype: DTypeLike = jnp.float32  # of the computation
 
     @nn.compact
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         def heads(x: jax.Array, name: str) -> jax.Array:
-            x = nn.Dense(self.inner_width, name=name)(x)
+            x = nn.Dense(self.inner_width, name=name, dtype=self.dtype)(x)
             return x.reshape(*x.shape[:-1], self.num_heads, self.inner_width // self.num_heads)
 
         scale = (self.inner_width // self.num_heads) ** -0.5
         out = attention(heads(q, "query"), heads(k, "key"), heads(v, "value"), mask=mask, scale=scale)
-        return nn.Dense(q.shape[-1], name="out")(out.reshape(*out.shape[:-2], self.inner_width))
+        return nn.Dense(q.shape[-1], name="out", dtype=self.dtype)(out.reshape(*out.shape[:-2], self.inner_width))
 
 
 class TwoWayBlock(nn.Module):
@@ -37,6 +40,7 @@ class TwoWayBlock(nn.Module):
     num_heads: int
     mlp_width: int
     first: bool
+    dtype: DTypeLike = jnp.float32  # of the computation
 
     @nn.compact
     def __call__(
@@ -51,9 +55,9 @@ class TwoWayBlock(nn.Module):
         mask = None if token_mask is None else token_mask[:, None, None, :]
 
         def norm(x: jax.Array, name: str) -> jax.Array:
-            return LayerNorm(_EPSILON, name=name)(x)
+            return LayerNorm(_EPSILON, name=name, dtype=self.dtype)(x)
 
-        attend = ProjectedAttention(width, self.num_heads, name="self_attention")
+        attend = ProjectedAttention(width, self.num_heads, self.dtype, name="self_attention")
         if self.first:
             tokens = attend(tokens, tokens, tokens, mask)
         else:
@@ -61,13 +65,13 @@ class TwoWayBlock(nn.Module):
             tokens = tokens + attend(coded, coded, tokens, mask)
         tokens = norm(tokens, "self_attention_norm")
 
-        cross = ProjectedAttention(width // 2, self.num_heads, name="token_to_image")
+        cross = ProjectedAttention(width // 2, self.num_heads, self.dtype, name="token_to_image")
         tokens = norm(tokens + cross(tokens + token_code, image + image_code, image), "token_to_image_norm")
 
-        hidden = nn.relu(nn.Dense(self.mlp_width, name="mlp_in")(tokens))
-        tokens = norm(tokens + nn.Dense(width, name="mlp_out")(hidden), "mlp_norm")
+        hidden = nn.relu(nn.Dense(self.mlp_width, name="mlp_in", dtype=self.dtype)(tokens))
+        tokens = norm(tokens + nn.Dense(width, name="mlp_out", dtype=self.dtype)(hidden), "mlp_norm")
 
-        cross = ProjectedAttention(width // 2, self.num_heads, name="image_to_token")
+        cross = ProjectedAttention(width // 2, self.num_heads, self.dtype, name="image_to_token")
         image = norm(image + cross(image + image_code, tokens + token_code, tokens, mask), "image_to_token_norm")
         return tokens, image
 
@@ -78,6 +82,7 @@ class TwoWayTransformer(nn.Module):
     depth: int
     num_heads: int
     mlp_width: int
+    dtype: DTypeLike = jnp.float32  # of the computation
 
     @nn.compact
     def __call__(
@@ -85,8 +90,8 @@ class TwoWayTransformer(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         code = tokens
         for i in range(self.depth):
-            block = TwoWayBlock(self.num_heads, self.mlp_width, first=i == 0, name=f"layers_{i}")
+            block = TwoWayBlock(self.num_heads, self.mlp_width, i == 0, self.dtype, name=f"layers_{i}")
             tokens, image = block(tokens, image, code, image_code, token_mask)
-        final = ProjectedAttention(tokens.shape[-1] // 2, self.num_heads, name="final_token_to_image")
+        final = ProjectedAttention(tokens.shape[-1] // 2, self.num_heads, self.dtype, name="final_token_to_image")
         tokens = tokens + final(tokens + code, image + image_code, image)
-        return LayerNorm(_EPSILON, name="final_norm")(tokens), image
+        return LayerNorm(_EPSILON, name="final_norm", dtype=self.dtype)(tokens), image
