@@ -56,9 +56,9 @@ class PixelLLMConfig:
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
         """All parts of the published model at a size for tests: 0.6M parameters."""
-        parts = {
+        parts: dict[str, Any] = {
             "shape": Shape(canvas=56, text=12, instruction=4),
-            "image": FusionConfig(EvaVitConfig.tiny(), SamVitConfig.tiny(frozen=True)),
+            "image": FusionConfig(eva=EvaVitConfig.tiny(), sam=SamVitConfig.tiny(frozen=True)),
             "prompt": PromptEncoderConfig(width=64, frozen=True),
             "extractor": PromptExtractorConfig.tiny(),
             "text": T5Config.tiny(vocab_size=256, lora=LoRAConfig(rank=4), frozen=True),
@@ -69,9 +69,9 @@ class PixelLLMConfig:
     @classmethod
     def bench(cls, **changes: Any) -> Self:
         """To measure speed at 224 px: 24.73M parameters, 7.54M of them trained."""
-        parts = {
+        parts: dict[str, Any] = {
             "shape": Shape(canvas=224, text=40, instruction=8),
-            "image": FusionConfig(EvaVitConfig.bench(), SamVitConfig.bench(frozen=True)),
+            "image": FusionConfig(eva=EvaVitConfig.bench(), sam=SamVitConfig.bench(frozen=True)),
             "prompt": PromptEncoderConfig(frozen=True),
             "extractor": PromptExtractorConfig.bench(),
             "text": T5Config.bench(lora=LoRAConfig(rank=8), frozen=True),
@@ -81,8 +81,8 @@ class PixelLLMConfig:
     @classmethod
     def published(cls, **changes: Any) -> Self:
         """The model of the paper with T5-XL: 3,856M parameters, 369M of them trained."""
-        parts = {
-            "image": FusionConfig(EvaVitConfig.large(whole_canvas=False), SamVitConfig.vit_h(frozen=True)),
+        parts: dict[str, Any] = {
+            "image": FusionConfig(eva=EvaVitConfig.large(whole_canvas=False), sam=SamVitConfig.vit_h(frozen=True)),
             "prompt": PromptEncoderConfig(padding_tokens=3, frozen=True),
             "text": T5Config.xl(lora=LoRAConfig(rank=32), frozen=True),
         }
