@@ -15,6 +15,7 @@ from pixel_align.nn.attention import attention
 from pixel_align.nn.blocks import MLP, LayerNorm
 from pixel_align.nn.positions import resize_positions, resize_relative
 from pixel_align.nn.stack import run_stack, stack
+from pixel_align.param_rules import PartRules
 
 _EPSILON = 1e-6
 
@@ -55,8 +56,9 @@ class SamVitConfig:
                 f"sam_vit.stem is {self.stem!r} with patch_size {self.patch_size}, expected 'patch', or 'conv' with a "
                 "power of two. Change one of them."
             )
-        every = self.depth // max(len(self.global_blocks), 1)
-        expected = tuple(range(every - 1, self.depth, every))
+        every = max(self.depth // max(len(self.global_blocks), 1), 1)
+        # Counted from the last block: a depth that the groups do not divide would leave blocks out.
+        expected = tuple(range(self.depth - 1, -1, -every))[::-1]
         if self.global_blocks != expected:
             raise ValueError(
                 f"sam_vit.global_blocks is {self.global_blocks} at depth {self.depth}, expected evenly spaced blocks "
@@ -159,7 +161,8 @@ class SamGroup(nn.Module):
         windowed = c.depth // len(c.global_blocks) - 1
         if windowed:
             self.windowed = stack(SamBlock, windowed, scan=c.scan, remat=c.remat, config=c, window=c.window)
-        self.whole = SamBlock(c, 0)
+        # A list of one: rematerialised as the others are, its logits being the largest arrays of the model.
+        [self.whole] = stack(SamBlock, 1, scan=False, remat=c.remat, config=c, window=0)
 
     def __call__(self, x: jax.Array, layer: None, shared: None, train: bool) -> tuple[jax.Array, None]:
         if self.config.depth > len(self.config.global_blocks):
@@ -218,7 +221,7 @@ class SamVit(nn.Module):
         self.positions = self.param(
             "positions", nn.initializers.normal(0.02), (c.pretrain_grid, c.pretrain_grid, c.width)
         )
-        # The windowed blocks inside a group are rematerialised there: nesting it would compute them three times.
+        # The blocks inside a group are rematerialised there: nesting it would compute them three times.
         self.groups = stack(SamGroup, len(c.global_blocks), scan=c.scan, config=c)
         self.neck_in = nn.Conv(c.output_width, (1, 1), use_bias=False, dtype=c.dtype)
         self.neck_in_norm = LayerNorm(_EPSILON, dtype=c.dtype)
@@ -232,3 +235,17 @@ class SamVit(nn.Module):
         x, _ = run_stack(self.groups, x)
         x = self.neck_in_norm(self.neck_in(x))
         return self.neck_out_norm(self.neck_out(x))
+
+
+def rules(config: SamVitConfig) -> PartRules:
+    """Rules of a SamVit's parameters."""
+    return PartRules(
+        sharding=(
+            (r".*/(qkv|wi)/kernel", (..., "fsdp", "tensor")),
+            (r".*/(out|wo)/kernel", (..., "tensor", "fsdp")),
+            (r"(patch_embedding|neck)\S*/kernel", (..., "fsdp")),
+            (r".*(bias|scale|positions|relative_[hw])", ()),
+        ),
+        weight_decay=((r".*(bias|scale|positions|relative_[hw])", 0.0), (r".*/kernel", 1.0)),
+        trainable=((r".*", not config.frozen),),
+    )
