@@ -27,3 +27,24 @@ def samples() -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"PIXEL_ALIGN_SAMPLES is {folder!r}, expected a folder. Correct or unset it.")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 24 drawn scenes to train on and 16 unseen ones, built, and a vocabulary of their text (tiny.py)."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("world")
+    tiny.make_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Path:
+    """The work folder of tests/tiny.py trained there, on 8 devices. Do not write into it: copy it."""
+    from pixel_align import config, train
+    from tests import tiny
+
+    workdir = tmp_path_factory.mktemp("run")
+    train.train(config.load(Path(tiny.__file__), tiny.in_world(tiny_world)), workdir)
+    return workdir
