@@ -15,6 +15,7 @@ from data_pipelines import DataError
 # Sets that can be built: module, what it is. A module is imported only when its set is asked for: TensorFlow costs
 # seconds.
 SETS = {
+    "coco_captions": ("data_pipelines.coco_captions", "five sentences for each picture, COCO json + pictures"),
     "localized_narratives": (
         "data_pipelines.localized_narratives",
         "spoken captions with a mouse path, jsonl + pictures",

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -145,11 +145,16 @@ def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
             )
 
 
-def read(patterns: Sequence[str], skipped: Skipped) -> Iterator[tuple[str, Narrative]]:
-    """Narratives of one or several jsonl files with where each stands (file:line), streaming; bad lines go to
-    `skipped`.
+def read(
+    patterns: Sequence[str],
+    skipped: Skipped,
+    lines: Callable[[Sequence[str]], Iterator[tuple[str, bytes]]] = read_lines,
+) -> Iterator[tuple[str, Narrative]]:
+    """Narratives of one or several files with where each stands (file:line), streaming; bad lines go to `skipped`.
+
+    `lines` is how to read such files, the publisher's jsonl by default.
     """
-    for where, line in read_lines(patterns):
+    for where, line in lines(patterns):
         try:
             yield where, parse_narrative(line)
         except BadRecord as error:
@@ -290,6 +295,8 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: Mapping[str, str] = {"1.0.0": "Initial release."}
+    DESCRIPTION = "Pictures with spoken captions; each word has the place the mouse was at while it was said."
+    HOMEPAGE = "https://google.github.io/localized-narratives"
 
     def __init__(self, *, inputs: Mapping[str, Inputs] | None = None, **kwargs: Any) -> None:
         self._inputs = dict(inputs or {})
@@ -298,10 +305,15 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Pictures with spoken captions; each word has the place the mouse was at while it was said.",
+            description=self.DESCRIPTION,
             features=_features(),
-            homepage="https://google.github.io/localized-narratives",
+            homepage=self.HOMEPAGE,
         )
+
+    @staticmethod
+    def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The annotation files as lines that `parse_narrative` reads; sets of other publishers replace this."""
+        return read_lines(patterns)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, Any]]]:
         del dl_manager  # nothing is downloaded: the pictures have licences of their own
@@ -314,7 +326,7 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
     def _generate_split(self, inputs: Inputs) -> Iterator[tuple[str, Any]]:
         skipped = Skipped()
         groups: dict[str, list[Narrative]] = {}
-        for _, narrative in read(inputs.annotations, skipped):
+        for _, narrative in read(inputs.annotations, skipped, self.read_lines):
             groups.setdefault(narrative.image_id, []).append(narrative)
         total = sum(map(len, groups.values())) + skipped.total
         yield from self._generate_examples(groups, inputs, Materials.open(inputs), skipped)
@@ -366,10 +378,10 @@ class Materials:
         return self.instances.find(image_id, size) if self.instances else coco.NO_OBJECTS
 
 
-def builder_class(name: str) -> type[LocalizedNarratives]:
+def builder_class(name: str, kind: type[LocalizedNarratives] = LocalizedNarratives) -> type[LocalizedNarratives]:
     """The builder for a set of another name: TFDS takes the name from the class."""
     _check_name("--name", name)
-    return type("Named", (LocalizedNarratives,), {"name": name}, skip_registration=True)
+    return type("Named", (kind,), {"name": name}, skip_registration=True)
 
 
 def _check_name(option: str, name: str) -> None:
@@ -437,6 +449,7 @@ def build(
     name: str = NAME,
     shards: int | None = None,
     overwrite: bool = False,
+    kind: type[LocalizedNarratives] = LocalizedNarratives,
 ) -> Built:
     """Builds one split of a set in atomic parts; run again after a kill, it goes on where it was.
 
@@ -445,6 +458,7 @@ def build(
       split: train, validation, ...; splits of one set are built one after the other.
       shards: number of files, else chosen by the number of pictures; at least 64 above 10,000 pictures.
       overwrite: build again what is there, also an unfinished build from other inputs.
+      kind: whose annotations these are.
     A split that is there already, from the same inputs, is left as it is. Beside the shards lie
     `build_report-<split>.json` and `image_ids-<split>.txt`.
 
@@ -452,7 +466,7 @@ def build(
       DataError: inputs that do not exist or fit, more than `inputs.max_skipped` narratives to leave out, a split in the
       way.
     """
-    builder = builder_class(name)(data_dir=out)
+    builder = builder_class(name, kind)(data_dir=out)
     _check_name("--split", split)
     if shards is not None and shards < 1:
         raise DataError(f"--shards is {shards}, expected at least 1. Give a number of files.")
@@ -469,7 +483,7 @@ def build(
             _check_stamp(report_file, stamp, f"split {split!r} of {str(folder)!r}")
             return Built(folder, parts.read_json(report_file))
         materials = Materials.open(inputs)
-        index = _index(work, inputs, shards, stamp, materials)
+        index = _index(builder, work, inputs, shards, stamp, materials)
         reports = _build_parts(builder, work, index, inputs, materials)
         skipped = _skipped([index, *reports])
         _check_skipped(skipped, index["narratives"] + index["skipped"]["total"], inputs)
@@ -499,7 +513,9 @@ def build(
     return Built(folder, report)
 
 
-def _index(work: Path, inputs: Inputs, shards: int | None, stamp: Any, materials: Materials) -> dict[str, Any]:
+def _index(
+    builder: LocalizedNarratives, work: Path, inputs: Inputs, shards: int | None, stamp: Any, materials: Materials
+) -> dict[str, Any]:
     """First pass: validates every line and deals the good ones into buckets. Done at once or not at all.
 
     Raises DataError, before any picture is read, if too many narratives are bad or lack their picture.
@@ -519,10 +535,11 @@ def _index(work: Path, inputs: Inputs, shards: int | None, stamp: Any, materials
         files = [stack.enter_context(name.open("wb")) for name in names]
         # In bytes of the files, so that the time left is known; of gzipped ones the length is not.
         paths = annotation_files(inputs.annotations)
-        length = None if any(_zipped(path) for path in paths) else sum(path.stat().st_size for path in paths)
+        known = builder.read_lines is LocalizedNarratives.read_lines and not any(_zipped(path) for path in paths)
+        length = sum(path.stat().st_size for path in paths) if known else None
         bar = stack.enter_context(parts.progress(rich.progress.DownloadColumn()))
         task = bar.add_task("reading", total=length)
-        for where, line in read_lines(inputs.annotations):
+        for where, line in builder.read_lines(inputs.annotations):
             bar.advance(task, len(line))
             try:
                 narrative = parse_narrative(line)
@@ -676,17 +693,17 @@ def _forget(builder: LocalizedNarratives, folder: Path, split: str, report_file:
 # line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m data_pipelines build localized_narratives`."""
-    parser.add_argument(
-        "--annotations", nargs="+", required=True, metavar="FILE", help="jsonl files, plain or gzipped; globs"
-    )
+def add_arguments(
+    parser: argparse.ArgumentParser, files: str = "jsonl files, plain or gzipped; globs", name: str = NAME
+) -> None:
+    """The options of `python -m data_pipelines build localized_narratives`, and of sets that are built alike."""
+    parser.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=files)
     parser.add_argument(
         "--images", nargs="+", required=True, metavar="DIR", help="folders with the pictures, named by image id"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="data folder; the set goes to DIR/NAME/VERSION")
     parser.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
-    parser.add_argument("--name", default=NAME, help="name of the set (default: %(default)s)")
+    parser.add_argument("--name", default=name, help="name of the set (default: %(default)s)")
     parser.add_argument(
         "--instances", metavar="FILE", help="COCO instances json: stores the named objects of each picture"
     )
@@ -709,7 +726,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, kind: type[LocalizedNarratives] = LocalizedNarratives) -> None:
     """Builds as the options say and prints what came of it."""
     inputs = Inputs(
         annotations=tuple(args.annotations),
@@ -720,7 +737,7 @@ def main(args: argparse.Namespace) -> None:
         max_side=args.max_side,
         threads=args.threads,
     )
-    built = build(args.out, args.split, inputs, name=args.name, shards=args.shards, overwrite=args.overwrite)
+    built = build(args.out, args.split, inputs, name=args.name, shards=args.shards, overwrite=args.overwrite, kind=kind)
     print(describe(built))
 
 
@@ -760,7 +777,8 @@ OUTPUT_FEATURES = {
     "image_id": _feature(tf.string, 0),
     "example_id": _feature(tf.string, 0),  # <image_id>#<k>
     "text": _feature(tf.string, 0),
-    "instruction": _feature(tf.string, 0),  # "" = none
+    "instruction": _feature(tf.string, 0),  # what evaluation asks, "" = none
+    "instructions": _feature(tf.string, 1),  # training asks with one of these
     "word_spans": _feature(tf.int32, 2),  # [W, 2], [start, end) in characters of the text
     "word_boxes": _feature(tf.float32, 2),  # [W, 4]
     "word_points": _feature(tf.float32, 3),  # [W, 16, 2]
@@ -783,7 +801,9 @@ def one_example_per_narrative(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.flat_map(narratives)
 
 
-def give_words_places(dataset: tf.data.Dataset, rule: str) -> tf.data.Dataset:
+def give_words_places(
+    dataset: tf.data.Dataset, rule: str, instructions: Sequence[str] = INSTRUCTIONS
+) -> tf.data.Dataset:
     """Records of narratives -> examples as OUTPUT_FEATURES says. `rule`: "text" (ours) or "proportion" (published)."""
 
     def example(record: dict[str, Any]) -> dict[str, tf.Tensor]:
@@ -807,7 +827,8 @@ def give_words_places(dataset: tf.data.Dataset, rule: str) -> tf.data.Dataset:
             "image_id": record["image_id"],
             "example_id": narrative["narrative_id"],
             "text": narrative["caption"],
-            "instruction": tf.constant(INSTRUCTIONS[0]),
+            "instruction": tf.constant(instructions[0]),
+            "instructions": tf.constant(list(instructions)),
             "word_spans": narrative["word_spans"],
             "word_boxes": of_words("utterance_boxes"),
             "word_points": of_words("utterance_points"),
@@ -854,4 +875,10 @@ def register(name: str, builder_name: str | None = None) -> None:
 
 
 register(NAME)
+# Narratives on the pictures of other sets: `build localized_narratives --name localized_narratives_flickr30k ...`.
+# Image ids are file names there too: <number>.jpg (Flickr30k), <16 hexadecimal digits>.jpg (Open Images),
+# ADE_train_<8 digits>.jpg in folders by scene (ADE20k).
+register("localized_narratives_flickr30k")
+register("localized_narratives_open_images")
+register("localized_narratives_ade20k")
 register("synthetic_narratives")  # scenes that `data_pipelines.synthetic` draws and tells

@@ -26,10 +26,10 @@ The two stages of T5-XL also read COCO captions:
     pixel-align train experiments/localized_narratives.py:t5_xl --workdir runs/t5_xl --set data.dir=DATA \\
         --set init.checkpoint=runs/t5_xl_first_stage --set data.vocabulary=spiece.model
 
-Where t5_xl is not the published recipe: words take their places by the text, not by proportion (for the published rule:
-`--set data.mixture=trace_stage_proportional`); examples of both tasks mix inside a batch, one caption to two narratives,
-where a published batch was of one task; every caption is an example, where a published picture gave all its captions;
-captions are not cropped at random; frozen parts run without dropout and drop-path.
+Where t5_xl is not the published recipe: words take their places by the text, not by proportion (the published rule:
+`--set data.mixture=trace_stage_proportional`); examples of both tasks mix inside a batch, where a published batch was
+of one task; every caption is an example, where a published picture gave all its captions; captions are not cropped at
+random; frozen parts run without dropout and drop-path.
 
 Accuracy on the public data sets: unmeasured.
 """
@@ -41,8 +41,6 @@ from pixel_align.config import Experiment, to_config_dict
 from pixel_align.data import DataConfig
 from pixel_align.experiment import Eval, Init, Train
 from pixel_align.models.pixel_llm import LossConfig, PixelLLMConfig
-from pixel_align.nn.eva_vit import EvaVitConfig
-from pixel_align.nn.image_features import FusionConfig
 from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.lora import LoRAConfig
 from pixel_align.nn.prompt_encoder import PromptEncoderConfig
@@ -111,23 +109,9 @@ def small() -> Experiment:
 
 
 def bench() -> Experiment:
-    """24.8M parameters, 7.6M of them trained: both image encoders, the extractor, T5 with LoRA, all small."""
+    """24.7M parameters, 7.5M of them trained: both image encoders, the extractor, T5 with LoRA, all small."""
     return Experiment(
-        model=PixelLLMConfig(
-            shape=Shape(canvas=224, text=40, instruction=8),
-            image=FusionConfig(eva=EvaVitConfig.bench(), sam=SamVitConfig.bench(frozen=True)),
-            prompt=PromptEncoderConfig(frozen=True),
-            extractor=PromptExtractorConfig(queries=8, width=128, depth=2, mlp_width=2048, output_width=256),
-            text=T5Config(
-                vocab_size=4096,
-                width=256,
-                num_heads=4,
-                encoder_layers=4,
-                decoder_layers=4,
-                lora=LoRAConfig(rank=8),
-                frozen=True,
-            ),
-        ),
+        model=PixelLLMConfig.bench(),
         data=DataConfig(batch_size=8),
         optim=dataclasses.replace(Optim(), clip_norm=0.0),
         train=Train(steps=2000, log_every=10, checkpoint_every=500),
@@ -158,12 +142,7 @@ def t5_xl() -> Experiment:
     frozen. The rate of 5e-5, 250 steps of warm-up and the loss weights are the defaults of `Optim` and `LossConfig`.
     """
     return Experiment(
-        model=PixelLLMConfig(
-            shape=Shape(canvas=384, text=128, instruction=8),
-            image=FusionConfig(eva=EvaVitConfig.large(), sam=SamVitConfig.vit_h(frozen=True)),
-            prompt=PromptEncoderConfig(frozen=True),
-            text=T5Config.xl(lora=LoRAConfig(rank=32), frozen=True),
-        ),
+        model=PixelLLMConfig.published(),
         data=DataConfig(modules=("data_pipelines.mixtures",), mixture="trace_stage", batch_size=256),
         optim=dataclasses.replace(Optim(), clip_norm=0.0),
         train=Train(steps=10_000),

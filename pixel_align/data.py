@@ -64,8 +64,10 @@ class PixelFeatureConverter:
         self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
 
     def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Batch, geometry.Placement]:
-        """One example -> a Batch without its leading axis, and how the picture lies on the canvas; augmented if `rng`
-        is given.
+        """One example -> a Batch without its leading axis, and how the picture lies on the canvas.
+
+        With `rng`, which training gives, the picture is augmented and one of the example's `instructions`, where it has
+        several, is drawn. Without, it is asked by its `instruction`.
 
         Raises:
           ValueError: a picture that cannot be read, with the example's id.
@@ -85,9 +87,10 @@ class PixelFeatureConverter:
         else:
             pixels, placement = image.fit_to_canvas(pixels, canvas)
         tokens, mask, points, locate = self._text(example, placement)
-        asks, asks_mask = self._padded(
-            [self.vocabulary.encode(_string(example["instruction"]))], self.shape.instruction
-        )
+        instruction = example["instruction"]
+        if rng is not None and len(several := example.get("instructions", ())):
+            instruction = several[rng.integers(len(several))]
+        asks, asks_mask = self._padded([self.vocabulary.encode(_string(instruction))], self.shape.instruction)
         row = Batch(
             images=pixels,
             valid_size=np.asarray(placement.valid_size, np.int32),
@@ -228,6 +231,7 @@ class Stream:
                 "Resume with the mixture that the run began with, or start a new run with init.checkpoint."
             )
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, config.prefetch))
+        self._failure: BaseException | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="pixel_align-data", daemon=True)
         self._thread.start()
@@ -236,10 +240,15 @@ class Stream:
         return self
 
     def __next__(self) -> tuple[Batch, Position]:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        # Behind a failure or a close nothing comes any more: to wait for it would be for ever.
+        if self._failure is None and not self._stopped.is_set():
+            item = self._queue.get()
+            if not isinstance(item, BaseException):
+                return item
+            self._failure = item
+        if self._failure is not None:
+            raise self._failure
+        raise StopIteration
 
     def __enter__(self) -> "Stream":
         return self
