@@ -1,6 +1,7 @@
 """The optimizer: AdamW with warm-up and cosine; weight decay and learning-rate multipliers are param_rules."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,15 +38,20 @@ def schedule(config: Optim, steps: int) -> optax.Schedule:
 
 
 def optimizer(
-    config: Optim, steps: int, params: Any, weight_decay: param_rules.Rules, lr_multiplier: param_rules.Rules
+    config: Optim, steps: int, params: Any, rules: Mapping[str, param_rules.Rules]
 ) -> optax.GradientTransformation:
-    """The gradient transformation for the trainable half `params` (arrays or shapes; None where a leaf is frozen).
+    """The gradient transformation for the trainable half of a model.
+
+    Args:
+      params: all parameters, arrays or shapes.
+      rules: the lists "trainable", "weight_decay" and "lr_multiplier"; see `param_rules.PartRules`.
 
     Raises:
-      ValueError: a rule list that does not cover a parameter.
+      ValueError: a parameter that a list does not cover, or a rule that decides nothing.
     """
-    decay = param_rules.match(weight_decay, params, dead="ignore")
-    multiplier = param_rules.match(lr_multiplier, params, dead="ignore")
+    trainable = param_rules.match(rules["trainable"], params)
+    decay, _ = param_rules.split(param_rules.match(rules["weight_decay"], params), trainable)
+    multiplier, _ = param_rules.split(param_rules.match(rules["lr_multiplier"], params), trainable)
 
     def decayed(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda u, p, d: u + config.weight_decay * d * p, updates, params, decay)

@@ -10,15 +10,47 @@ each,
 and the value is an array [layers, 1, ..., 1] that broadcasts against the leaf.
 """
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
 Rules = Sequence[tuple[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartRules:
+    """What a part of a network says about its own parameters, by their paths inside the part.
+
+    No list ends in a rule for everything unless everything is meant: a parameter that nobody thought of is an error.
+
+    Attributes:
+      sharding: tuple of mesh axes (or None) for the last axes of a parameter after a leading Ellipsis, () = replicated.
+      weight_decay: factor on the optimizer's weight decay.
+      trainable: bool. lr_multiplier: factor on the learning rate.
+    """
+
+    sharding: Rules
+    weight_decay: Rules
+    trainable: Rules = ((r".*", True),)
+    lr_multiplier: Rules = ((r".*", 1.0),)
+
+
+def join(parts: Mapping[str, PartRules]) -> dict[str, list[tuple[str, Any]]]:
+    """Rules of parts by the path of each -> the four rule lists of the whole, by the names of PartRules' fields."""
+    return {
+        field.name: [
+            (rf"{re.escape(path)}/(?:{pattern})", value)
+            for path, part in parts.items()
+            for pattern, value in getattr(part, field.name)
+        ]
+        for field in dataclasses.fields(PartRules)
+    }
+
 
 _LAYER = re.compile(r"(?:^|/)layers(?:_(\d+))?(?=/)")
 _SHOWN = 10  # names listed in an error before it only counts

@@ -137,9 +137,7 @@ class Predictor:
         if mode == "caption":
             empty = np.zeros((0, 2, 2), np.float32)
             nowhere = np.zeros(len(prediction.words), bool)
-            return dataclasses.replace(
-                prediction, points=empty, boxes=np.zeros((0, 4), np.float32), placed=nowhere
-            )
+            return dataclasses.replace(prediction, points=empty, boxes=np.zeros((0, 4), np.float32), placed=nowhere)
         return prediction
 
 

@@ -52,14 +52,33 @@ def resolve(names: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> Named
 
     Args:
       names: mesh axis or None for each axis of the array; a leading Ellipsis aligns them to the last axes.
-      An axis whose size does not divide is replicated.
+      An axis whose size does not divide is replicated; `indivisible` lists them.
     """
+    aligned = _aligned(names, shape)
+    kept = (n if n is not None and s % mesh.shape[n] == 0 else None for n, s in zip(aligned, shape, strict=True))
+    return NamedSharding(mesh, PartitionSpec(*kept))
+
+
+def indivisible(params: Any, names: Any, mesh: Mesh) -> list[str]:
+    """What the rules would split and the mesh cannot: "path: axis 1 of (3, 6) by fsdp=8".
+
+    Args:
+      params: tree of arrays or shapes. names: the sharding rule of each, as `param_rules.match` gives them.
+    """
+    lines: list[str] = []
+
+    def check(path: Any, leaf: Any, rule: tuple[Any, ...]) -> None:
+        for axis, name in enumerate(_aligned(rule, leaf.shape)):
+            if name is not None and leaf.shape[axis] % mesh.shape[name]:
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                lines.append(f"{where}: axis {axis} of {tuple(leaf.shape)} by {name}={mesh.shape[name]}")
+
+    jax.tree_util.tree_map_with_path(check, params, names)
+    return lines
+
+
+def _aligned(names: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """One name or None for each axis."""
     if names and names[0] is Ellipsis:
-        names = (None,) * (len(shape) - len(names) + 1) + names[1:]
-    names = names + (None,) * (len(shape) - len(names))
-    return NamedSharding(
-        mesh,
-        PartitionSpec(
-            *(n if n is not None and s % mesh.shape[n] == 0 else None for n, s in zip(names, shape, strict=True))
-        ),
-    )
+        return (None,) * (len(shape) - len(names) + 1) + names[1:]
+    return names + (None,) * (len(shape) - len(names))

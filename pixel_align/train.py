@@ -1,13 +1,11 @@
 """Training: one step, and one loop that reads from top to bottom."""
 
-import dataclasses
 import datetime
-import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +17,15 @@ import rich.console
 import rich.progress
 
 from pixel_align import data, models, optim, param_rules, sharding, text
-from pixel_align.batch import Array, check, zeros
+from pixel_align.batch import check
 from pixel_align.checkpoints import store
 from pixel_align.experiment import Eval, Experiment
+from pixel_align.metrics_log import MetricsLog
 from pixel_align.settings import from_json, to_json, to_plain
+from pixel_align.state import TrainState, from_saved, init_params, make_state, saved_arrays, state_shardings
 
 Metrics = dict[str, jax.Array]
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal to show a bar
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """What a step changes.
-
-    Attributes:
-      step: Int32[], steps done.
-      trainable, frozen: the two halves of the parameters, None in each other's places. Frozen leaves have no gradient
-        and no optimizer state.
-      optimizer: optax state of the trainable half.
-      average: moving average of the trainable half, None if the run keeps none.
-    """
-
-    step: Array
-    trainable: Any
-    frozen: Any
-    optimizer: Any
-    average: Any
-
-    @property
-    def params(self) -> Any:
-        """All parameters as they are trained."""
-        return param_rules.merge(self.trainable, self.frozen)
-
-    @property
-    def best_params(self) -> Any:
-        """All parameters, averaged where the run keeps an average."""
-        return self.params if self.average is None else param_rules.merge(self.average, self.frozen)
 
 
 class NonFiniteLoss(RuntimeError):
@@ -95,47 +65,6 @@ def make_train_step(
     return train_step
 
 
-def init_params(config: Experiment) -> Any:
-    """Parameters drawn from the config's seed."""
-    module = models.family(config.model).module(config.model)
-    return module.init(jax.random.key(config.train.seed), zeros(config.model.shape, 1))["params"]
-
-
-def make_state(
-    config: Experiment, params: Any, rules: Mapping[str, Any], optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state before the first step."""
-    trainable, frozen = param_rules.split(params, param_rules.match(rules["trainable"], params))
-    # A copy: state and average are both donated.
-    average = jax.tree.map(jnp.copy, trainable) if config.optim.average else None
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), average)
-
-
-def state_shardings(state: TrainState, rules: Mapping[str, Any], mesh: Any) -> TrainState:
-    """Where each array of a state lies; optimizer slots lie as their parameters do."""
-
-    def of_params(tree: Any) -> Any:
-        names = param_rules.match(rules["sharding"], tree, dead="ignore")
-        return jax.tree.map(lambda x, n: sharding.resolve(n, x.shape, mesh), tree, names)
-
-    # Slots carry their parameter's path at the end of their own ("0/mu/text/..."): the same rules find them.
-    prefix = re.compile(r"(?:^|.*?/)(?:mu|nu)/")
-    rule_list = [(re.compile(pattern), value) for pattern, value in rules["sharding"]]
-
-    def of_slot(path: Any, leaf: Any) -> Any:
-        name = prefix.sub("", jax.tree_util.keystr(path, simple=True, separator="/"), count=1)
-        value = next((value for pattern, value in rule_list if pattern.fullmatch(name)), ())
-        return sharding.resolve(value if leaf.ndim else (), leaf.shape, mesh)
-
-    return TrainState(
-        step=sharding.replicated(mesh),
-        trainable=of_params(state.trainable),
-        frozen=of_params(state.frozen),
-        optimizer=jax.tree_util.tree_map_with_path(of_slot, state.optimizer),
-        average=None if state.average is None else of_params(state.average),
-    )
-
-
 def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     """Trains an experiment in a work folder, or resumes it there, and returns the last state.
 
@@ -166,12 +95,9 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     mesh = sharding.make_mesh(config.mesh)
     rules = family.rules(config.model)
     abstract_params = jax.eval_shape(lambda: init_params(config))
-    trainable, _ = param_rules.split(abstract_params, param_rules.match(rules["trainable"], abstract_params))
-    optimizer = optim.optimizer(
-        config.optim, config.train.steps, trainable, rules["weight_decay"], rules["lr_multiplier"]
-    )
+    optimizer = optim.optimizer(config.optim, config.train.steps, abstract_params, rules)
     abstract = jax.eval_shape(lambda: make_state(config, init_params(config), rules, optimizer))
-    shardings = state_shardings(abstract, rules, mesh)
+    shardings = state_shardings(abstract, rules, optimizer, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     counts = [sum(x.size for x in jax.tree.leaves(half)) for half in (abstract.trainable, abstract.frozen)]
     console.print(
@@ -179,17 +105,21 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         highlight=False,
     )
 
+    names = param_rules.match(rules["sharding"], abstract_params)
+    if whole := sharding.indivisible(abstract_params, names, mesh):
+        console.print(f"replicated, as the mesh does not divide them: {'; '.join(whole)}", highlight=False)
+
     # ---- Restore or initialise, in this order of precedence:
     # 1. the newest step of this work folder; 2. init.checkpoint; 3. the seed.
     store.write_header(checkpoints, to_json(config), vocabulary)
     keeper = store.Store(checkpoints, config.train.keep)
     position = None
     if (latest := keeper.latest()) is not None:
-        arrays, position = keeper.restore(latest, _arrays(abstract))
-        state = _from_arrays(arrays, latest, abstract, rules)
+        arrays, position = keeper.restore(latest, saved_arrays(abstract))
+        state = from_saved(arrays, latest, abstract, rules)
         console.print(f"resumed at step {latest}")
     else:
-        params = jax.jit(lambda: init_params(config), out_shardings=_merged(shardings))()
+        params = jax.jit(lambda: init_params(config), out_shardings=shardings.params)()
         if config.init.checkpoint:
             params = take_over(config, params, console)
         start = jax.jit(lambda p: make_state(config, p, rules, optimizer), out_shardings=shardings)
@@ -247,7 +177,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
             progress.update(bar, completed=step)
             if step % config.train.checkpoint_every == 0 or last:
                 _check_finite(step, metrics, keeper)
-                keeper.save(step, _arrays(state), position)
+                keeper.save(step, saved_arrays(state), position)
             for evaluation in _due(config, step):
                 _evaluate(config, evaluation, state.best_params, vocabulary, workdir, step, log, console)
                 # An evaluation is not training time.
@@ -332,58 +262,6 @@ def take_over(config: Experiment, params: Any, console: rich.console.Console) ->
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-class MetricsLog:
-    """metrics.jsonl and TensorBoard. Lines behind the step that a run resumes at are dropped: they happen again."""
-
-    def __init__(self, workdir: Path, first: int) -> None:
-        self._path = workdir / "metrics.jsonl"
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._evaluated: set[tuple[int, str]] = set()
-        if self._path.is_file():
-            lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first]
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in lines))
-            partial.replace(self._path)
-            self._evaluated = {(first, key) for line in lines if _step_of(line) == first for key in json.loads(line)}
-        self._file = self._path.open("a")
-        self._writer = _tensorboard(workdir)
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-
-    def holds(self, step: int, name: str) -> bool:
-        """Whether the log of a resumed run has metrics of the evaluation `name` at the step that it resumes at."""
-        return any(at == step and key.startswith(f"{name}/") for at, key in self._evaluated)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, on disk when this returns; what is undefined is null there."""
-        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            self._writer.write_scalars(step, values)
-
-
-def _tensorboard(workdir: Path) -> Any:
-    """clu's writer of TensorBoard events, which come with the data extra."""
-    from clu import metric_writers
-
-    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; a line that a killed run left half-written is behind every step."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
-
-
 def _due(config: Experiment, step: int) -> list[Eval]:
     """The evaluations that belong to a step."""
     last = step == config.train.steps
@@ -440,27 +318,6 @@ def _check_finite(step: int, metrics: Metrics, keeper: store.Store) -> None:
         f"step {step} has {what}, expected finite numbers; {left}. "
         f"Lower optim.peak_lr or set optim.clip_norm, and {advice}."
     )
-
-
-def _arrays(state: TrainState) -> dict[str, Any]:
-    """What is saved of a state, whether of arrays or of shapes."""
-    arrays = {"params": state.params, "optimizer": state.optimizer}
-    if state.average is not None:
-        arrays["average"] = state.best_params
-    return arrays
-
-
-def _from_arrays(arrays: dict[str, Any], step: int, abstract: TrainState, rules: Mapping[str, Any]) -> TrainState:
-    """The inverse of `_arrays`."""
-    mask = param_rules.match(rules["trainable"], arrays["params"])
-    trainable, frozen = param_rules.split(arrays["params"], mask)
-    average = param_rules.split(arrays["average"], mask)[0] if "average" in arrays else None
-    step_array = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-    return TrainState(step_array, trainable, frozen, arrays["optimizer"], average)
-
-
-def _merged(shardings: TrainState) -> Any:
-    return param_rules.merge(shardings.trainable, shardings.frozen)
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:

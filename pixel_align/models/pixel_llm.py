@@ -1,8 +1,7 @@
 """PixelLLM: image encoder, prompt encoder and extractor, language model, location head, put together.
 
 Source: Pixel Aligned Language Models (arXiv 2312.09237). A picture and a location become visual tokens; the language
-model
-reads them as a prefix, with the words that ask; the state that has read a word says where that word is.
+model reads them as a prefix, with the words that ask; the state that has read a word says where that word is.
 """
 
 import dataclasses
@@ -13,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixel_align import decoding, geometry, losses
+from pixel_align import decoding, geometry, losses, param_rules
 from pixel_align.batch import Array, Batch, Outputs, PromptPoints, RegionOutputs, Shape, spec
+from pixel_align.nn import eva_vit, location_head, prompt_encoder, prompt_extractor, region_head, sam_vit, t5
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.eva_vit import EvaVitConfig
 from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, grid
@@ -169,7 +169,7 @@ class PixelLLM(nn.Module):
         return points * fraction.reshape(fraction.shape[0], *([1] * (points.ndim - 2)), 2)
 
     def has_place(self, features: jax.Array) -> jax.Array | None:
-        """Text features Float[..., D] -> logit Float32[...] that the word read last has a place; None without that head."""
+        """Text features Float[..., D] -> logit Float32[...] that the last word has a place; None without that head."""
         return self.presence(features)[..., 0] if self.config.location.presence else None
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
@@ -238,7 +238,9 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str,
                 "Set model.shape.objects above 0 and build the data with its objects, or model.regions.enabled=False."
             )
         anchors, spacing = grid_anchors(rows, columns), (1 / columns, 1 / rows)
-        terms[name] = weight, losses.regions(found, batch.regions, anchors, spacing, batch.weights.region)
+        # Rows that only fill a batch up have no region at all.
+        region_weights = batch.weights.region * batch.valid.any(axis=1)
+        terms[name] = weight, losses.regions(found, batch.regions, anchors, spacing, region_weights)
     return terms
 
 
@@ -345,45 +347,27 @@ def _prefix(bound: PixelLLM, features: jax.Array, request: Request) -> tuple[jax
 PREDICT = {"trace": write, "caption": write, "read": read}
 
 
-# Ordered (regex, value) over "/"-joined parameter paths; see param_rules.
-# Biases, norm scales and tables of positions or queries are not decayed; what they are is said by name, never by ndim.
-_NOT_DECAYED = (
-    r".*(bias|scale|positions|relative_[hw]|rel_embedding|gaussian"
-    r"|class_token|queries|point_embeddings|no_mask_embedding|no_point_embedding)"
-)
-
-
-def rules(config: PixelLLMConfig) -> Mapping[str, list[tuple[str, Any]]]:
-    """The four rule lists, put together from the parts that the config uses: trainable, weight_decay, lr_multiplier,
-    sharding.
-    """
-    images = encoders(config.image)
-    parts: dict[str, bool] = {
-        **{f"image/{name}": encoder.frozen for name, encoder in images.items()},
-        "prompt": config.prompt.frozen,
-        "extractor": config.extractor.frozen,
-        "location": config.location.frozen,
+def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
+    """The four rule lists (see `param_rules.PartRules`), put together from the parts that the config uses."""
+    projection = param_rules.PartRules(
+        sharding=((r"kernel", ("fsdp", "tensor")), (r"bias", ())), weight_decay=((r"bias", 0.0), (r"kernel", 1.0))
+    )
+    small = param_rules.PartRules(sharding=((r".*", ()),), weight_decay=((r".*", 0.0),))
+    parts = {
+        f"image/{name}": eva_vit.rules(encoder) if isinstance(encoder, EvaVitConfig) else sam_vit.rules(encoder)
+        for name, encoder in encoders(config.image).items()
     }
-    trainable: list[tuple[str, Any]] = [(r"prompt/positions/gaussian", False)]
-    trainable += [(rf"{name}/.*", False) for name, frozen in parts.items() if frozen and name != "prompt"]
-    if config.prompt.frozen:
-        trainable.append((r"prompt/.*_embeddings?", False))
-    if config.text.frozen:
-        if config.text.lora.rank:
-            trainable.append((r"text/.*/lora/[ab]", True))
-        trainable.append((r"text/.*", False))
-    trainable.append((r".*", True))
-    multiplier: list[tuple[str, Any]] = []
-    eva = images.get("eva")
-    if isinstance(eva, EvaVitConfig) and eva.layer_decay != 1.0:
-        multiplier += [
-            (r"image/eva/(patch_embedding/.*|positions)", eva.layer_decay ** (eva.depth + 1)),
-            (r"image/eva/layers.*", lambda layer: eva.layer_decay ** (eva.depth - layer)),
-        ]
-    return {
-        "trainable": trainable,
-        "weight_decay": [(_NOT_DECAYED, 0.0), (r".*", 1.0)],
-        "lr_multiplier": [*multiplier, (r".*", 1.0)],
-        # The last axis of every matrix over fsdp; sharding.py replicates what does not divide.
-        "sharding": [(r".*(kernel|embedding|lora/[ab])", (..., "fsdp")), (r".*", ())],
+    parts |= {
+        "prompt": prompt_encoder.rules(config.prompt),
+        "extractor": prompt_extractor.rules(config.extractor),
+        "visual_projection": projection,
+        "visual_norm": small,
+        "text": t5.rules(config.text),
+        "location": location_head.rules(config.location),
     }
+    if config.location.presence:
+        parts["presence"] = small
+    for name, asked in (("map_regions", config.regions.on_map), ("query_regions", config.regions.on_queries)):
+        if config.regions.enabled and asked:
+            parts[name] = region_head.rules(config.regions)
+    return param_rules.join(parts)

@@ -16,6 +16,7 @@ from pixel_align.nn.blocks import DropPath, LayerNorm
 from pixel_align.nn.positions import resize_positions
 from pixel_align.nn.rotary import rotary_angles, rotate
 from pixel_align.nn.stack import run_stack, stack
+from pixel_align.param_rules import PartRules
 
 _EPSILON = 1e-6
 _MLP_EPSILON = 1e-5  # of the norm inside the SwiGLU
@@ -182,3 +183,25 @@ class EvaVit(nn.Module):
         if not self.config.whole_canvas or (height, width) == images.shape[1:3]:
             return images
         return jax.image.resize(images, (images.shape[0], height, width, 3), "linear")
+
+
+def rules(config: EvaVitConfig) -> PartRules:
+    """Rules of an EvaVit's parameters. Layer decay: block i of L learns at decay^(L - i), what lies before the blocks at
+    decay^(L + 1).
+    """
+    decay, depth = config.layer_decay, config.depth
+    layered = (
+        (r"patch_embedding/.*|positions", decay ** (depth + 1)),
+        (r"layers.*", lambda layer: decay ** (depth - layer)),
+    )
+    return PartRules(
+        sharding=(
+            (r".*/(query|key|value|wi_0|wi_1)/kernel", (..., "fsdp", "tensor")),
+            (r".*/(out|wo)/kernel", (..., "tensor", "fsdp")),
+            (r"patch_embedding/kernel", (..., "fsdp")),
+            (r".*(bias|scale)|positions|class_token", ()),
+        ),
+        weight_decay=((r".*(bias|scale)|positions|class_token", 0.0), (r".*/kernel", 1.0)),
+        trainable=((r".*", not config.frozen),),
+        lr_multiplier=(*(layered if decay != 1.0 else ()), (r".*", 1.0)),
+    )

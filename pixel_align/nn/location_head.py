@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align.nn.blocks import LayerNorm
+from pixel_align.param_rules import PartRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +39,12 @@ class LocationHead(nn.Module):
         raw = nn.Dense(c.points * 2, name="output")(x).astype(jnp.float32)
         # The raw output is centred: 0 is the middle of the picture. Nothing is clamped, so the gradient never dies.
         return ((raw + 1) / 2).reshape(*features.shape[:-1], c.points, 2)
+
+
+def rules(config: LocationHeadConfig) -> PartRules:
+    """Rules of a LocationHead's parameters."""
+    return PartRules(
+        sharding=((r"hidden_\d+/kernel", (..., "fsdp", "tensor")), (r".*(bias|scale)|output/kernel", ())),
+        weight_decay=((r".*(bias|scale)", 0.0), (r".*/kernel", 1.0)),
+        trainable=((r".*", not config.frozen),),
+    )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align.batch import PromptPoints
+from pixel_align.param_rules import PartRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +98,12 @@ class PromptEncoder(nn.Module):
         y = (jnp.arange(height) + 0.5) / height
         x = (jnp.arange(width) + 0.5) / width
         return self.positions(jnp.stack(jnp.meshgrid(x, y), axis=-1))
+
+
+def rules(config: PromptEncoderConfig) -> PartRules:
+    """Rules of a PromptEncoder's parameters: small tables, whole on every device; the random projection is a basis."""
+    return PartRules(
+        sharding=((r".*", ()),),
+        weight_decay=((r".*", 0.0),),
+        trainable=((r"positions/gaussian", False), (r".*", not config.frozen)),
+    )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align.nn.two_way import TwoWayTransformer
+from pixel_align.param_rules import PartRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,3 +94,17 @@ class PromptExtractor(nn.Module):
         )
         bias = self.param("output_bias", nn.initializers.zeros, (c.queries, c.output_width))
         return jnp.einsum("bmqd,qde->bmqe", tokens, kernel.astype(tokens.dtype)) + bias.astype(tokens.dtype)
+
+
+def rules(config: PromptExtractorConfig) -> PartRules:
+    """Rules of a PromptExtractor's parameters."""
+    return PartRules(
+        sharding=(
+            (r".*/(query|key|value|mlp_in)/kernel", (..., "fsdp", "tensor")),
+            (r".*/(out|mlp_out)/kernel", (..., "tensor", "fsdp")),
+            (r"\w+_projection/kernel|output_kernel", (..., "fsdp")),
+            (r".*(bias|scale)|queries", ()),
+        ),
+        weight_decay=((r".*(bias|scale)|queries", 0.0), (r".*kernel", 1.0)),
+        trainable=((r".*", not config.frozen),),
+    )

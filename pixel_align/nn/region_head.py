@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align.nn.blocks import LayerNorm
+from pixel_align.param_rules import PartRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +72,15 @@ class RegionHead(nn.Module):
         center = anchors + raw[..., 1:3]
         half = nn.softplus(raw[..., 3:5] - 2)  # starts at 0.13 of the canvas: objects are smaller than the picture
         return raw[..., 0], jnp.concatenate([center - half, center + half], axis=-1), pieces
+
+
+def rules(config: RegionHeadConfig) -> PartRules:
+    """Rules of a RegionHead's parameters."""
+    return PartRules(
+        sharding=(
+            (r"(hidden|pieces)/kernel", (..., "fsdp", "tensor")),
+            (r".*(bias|scale)|objectness_and_box/kernel", ()),
+        ),
+        weight_decay=((r".*(bias|scale)", 0.0), (r".*/kernel", 1.0)),
+        trainable=((r".*", not config.frozen),),
+    )

@@ -161,8 +161,10 @@ class SamGroup(nn.Module):
         windowed = c.depth // len(c.global_blocks) - 1
         if windowed:
             self.windowed = stack(SamBlock, windowed, scan=c.scan, remat=c.remat, config=c, window=c.window)
-        # A list of one: rematerialised as the others are, its logits being the largest arrays of the model.
-        [self.whole] = stack(SamBlock, 1, scan=False, remat=c.remat, config=c, window=0)
+        # One block, but rematerialised as the others are: its logits are the largest arrays of the model.
+        alone = stack(SamBlock, 1, scan=False, remat=c.remat, config=c, window=0)
+        assert isinstance(alone, list)
+        self.whole = alone[0]
 
     def __call__(self, x: jax.Array, layer: None, shared: None, train: bool) -> tuple[jax.Array, None]:
         if self.config.depth > len(self.config.global_blocks):

@@ -24,6 +24,7 @@ from pixel_align.nn.blocks import MLP, RMSNorm
 from pixel_align.nn.lora import LoRAConfig, LoRADense
 from pixel_align.nn.partitioning import constrain
 from pixel_align.nn.stack import run_stack, stack
+from pixel_align.param_rules import PartRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -471,4 +472,26 @@ def _mlp(c: T5Config) -> MLP:
         lora_wo=c.lora.rank_of("wo"),
         lora_scale=c.lora.scale,
         dtype=c.dtype,
+    )
+
+
+def rules(config: T5Config) -> PartRules:
+    """Rules of a T5's parameters; adapters stay trainable where the base is frozen."""
+    adapters: tuple[tuple[str, Any], ...] = ()
+    if config.lora.rank:
+        adapters = ((r".*/lora/a", (..., "fsdp", None)), (r".*/lora/b", (..., None, "tensor")))
+    return PartRules(
+        sharding=(
+            *adapters,
+            (r".*/(query|key|value|wi_0|wi_1)/kernel|decoder/logits_dense/kernel", (..., "fsdp", "tensor")),
+            (r".*/(out|wo)/kernel", (..., "tensor", "fsdp")),
+            # Rows are looked up, so they stay together: a table that is split by rows too is gathered whole first.
+            (r"token_embedder/embedding", (None, "fsdp")),
+            (r".*/scale|.*/rel_embedding", ()),
+        ),
+        weight_decay=((r".*/scale|.*/rel_embedding", 0.0), (r".*(kernel|lora/[ab]|token_embedder/embedding)", 1.0)),
+        trainable=(
+            *(((r".*/lora/[ab]", True),) if config.frozen and config.lora.rank else ()),
+            (r".*", not config.frozen),
+        ),
     )
