@@ -1,0 +1,89 @@
+"""What every comparison does: measure, hold to the tolerance, leave a golden and a row of docs/parity.md."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.goldens.cases import FOLDER, TOLERANCE, Case
+
+_ROOT = Path(__file__).resolve().parents[2]
+_REPORT, _TABLE = _ROOT / "docs" / "proof" / "parity.json", _ROOT / "docs" / "parity.md"
+_NOISE = 1e-5  # a golden is written again only where it moves by more than another machine's rounding
+
+Compare = Callable[[Case, list[np.ndarray], str], None]
+
+
+@pytest.fixture(scope="session")
+def compare() -> Iterator[Compare]:
+    """compare(case, what the other implementation answered, its name and version)."""
+    rows: dict[str, dict[str, object]] = {}
+
+    def compare(case: Case, theirs: list[np.ndarray], against: str) -> None:
+        ours = case.ours()
+        assert [x.shape for x in ours] == [x.shape for x in theirs]
+        pairs = [(a.astype(np.float32), b.astype(np.float32)) for a, b in zip(ours, theirs, strict=True)]
+        difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+        largest = max(float(np.abs(b).max()) for _, b in pairs)
+        print(f"{case.name}: largest difference {difference:.1e}, largest value {largest:.2f}")
+        assert difference < TOLERANCE
+        rows[f"{case.name}, {against}"] = {
+            "part": case.part,
+            "setting": case.setting,
+            "against": against,
+            "largest difference": float(f"{difference:.1e}"),
+            "largest value": round(largest, 2),
+        }
+        _leave_golden(case, theirs)
+
+    yield compare
+    if rows:
+        _report(rows)
+
+
+def _leave_golden(case: Case, theirs: list[np.ndarray]) -> None:
+    path = FOLDER / f"{case.name}.npz"
+    if path.exists():
+        golden = case.golden()
+        same = [a.shape for a in golden] == [b.shape for b in theirs]
+        if same and all(np.abs(a.astype(np.float32) - b).max() < _NOISE for a, b in zip(golden, theirs, strict=True)):
+            return
+    np.savez_compressed(path, **{f"out_{i}": x for i, x in enumerate(theirs)})
+
+
+def _report(rows: dict[str, dict[str, object]]) -> None:
+    """Adds the rows of this run to the report and writes the table from it."""
+    known = json.loads(_REPORT.read_text())["rows"] if _REPORT.exists() else {}
+    rows = dict(sorted({**known, **rows}.items()))
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    _REPORT.parent.mkdir(parents=True, exist_ok=True)
+    _REPORT.write_text(json.dumps({"command": "make parity", "commit": commit, "rows": rows}, indent=1) + "\n")
+    lines = [
+        "# Parity",
+        "",
+        "Our parts against other implementations: the same small drawn weights and inputs, float32 on a CPU. `make parity`",
+        f"remakes this table (commit {commit}) from `docs/proof/parity.json`, and the answers in `tests/goldens`, which",
+        f"`make test` checks without them. Every difference is held under {TOLERANCE:.0e}.",
+        "",
+        "| part | setting | against | largest difference | of values up to |",
+        "|---|---|---|---|---|",
+    ]
+    for row in sorted(rows.values(), key=lambda row: (str(row["part"]), str(row["setting"]), str(row["against"]))):
+        lines.append("| " + " | ".join(str(value) for value in row.values()) + " |")
+    lines += ["", _NOTES.strip(), ""]
+    _TABLE.write_text("\n".join(lines))
+
+
+_NOTES = """
+Differences that are meant:
+
+- Position tables: "antialiased" is `jax.image.resize`, as the published PixelLLM resizes them, and agrees with torch's
+  `interpolate(antialias=True)`; "torch" is torch's plain `interpolate`, as transformers and EVA's own code resize them.
+- The epsilon inside EVA-02's SwiGLU is 1e-5, as in the published PixelLLM; timm has 1e-6 there. SAM's two-way
+  transformer has 1e-5, as in its release; transformers' default is 1e-6. Both are set to the published values here.
+"""
