@@ -78,7 +78,7 @@ def make_world(folder: Path) -> None:
             annotations=(str(files.narratives),), images=(str(files.images),), instances=str(files.instances)
         )
         localized_narratives.build(folder / "data", split, inputs, name=TASK)
-        captions += [json.loads(line)["caption"] for line in files.narratives.open(encoding="utf-8")]
+        captions += [json.loads(line)["caption"] for line in files.narratives.read_text(encoding="utf-8").splitlines()]
     text.train_sentencepiece(captions, folder / "vocabulary.model", 100, model_type="bpe")
 
 
