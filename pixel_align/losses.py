@@ -18,8 +18,8 @@ _CHUNK_BYTES = 16 * 2**20
 def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0) -> Sums:
     """Cross-entropy with label smoothing, in nats, from features and the vocabulary layer's kernel.
 
-    The logits are made chunk by chunk along T and made again in the backward pass: neither [B, N, T, V] nor a one-hot
-    ever exists. Smoothing spreads `smoothing` evenly over the V - 1 wrong labels, as GRiT and PixelLLM do.
+    The logits are made chunk by chunk along N and T and made again in the backward pass: neither [B, N, T, V] nor a
+    one-hot ever exists. B is not cut, as it is what devices share out. Smoothing spreads `smoothing` evenly over the V - 1 wrong labels, as GRiT and PixelLLM do.
 
     Args:
       features: Float[B, N, T, D]. kernel: Float[D, V].
@@ -29,13 +29,14 @@ def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax
     """
     b, n, t, _ = features.shape
     vocabulary = kernel.shape[1]
-    chunk = max(1, min(t, _CHUNK_BYTES // (4 * b * n * vocabulary)))
-    chunks = -(-t // chunk)
-    padding = chunks * chunk - t
+    chunk = max(1, min(n * t, _CHUNK_BYTES // (4 * b * vocabulary)))
+    chunks = -(-n * t // chunk)
+    padding = chunks * chunk - n * t
 
     def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 3))
-        return jnp.moveaxis(x.reshape(b, n, chunks, chunk, *x.shape[3:]), 2, 0)
+        x = x.reshape(b, n * t, *x.shape[3:])
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(b, chunks, chunk, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def chunk_loss(total: jax.Array, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
