@@ -79,6 +79,14 @@ def test_scopes_tell_several_of_a_kind_apart(tmp_path: Path) -> None:
     assert load(path).evals == (Eval(task="a", split="train[:10%]"), Eval(task="a", every=7))
 
 
+def test_bindings_reach_parts_in_a_default_tuple() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Tree:
+        evals: tuple[Eval, ...] = (Eval("a"), Eval("b", every=5))
+
+    assert from_gin([], ["Eval.limit = 3"], Tree).evals == (Eval("a", limit=3), Eval("b", every=5, limit=3))
+
+
 def test_later_files_bindings_and_overrides_win_in_this_order(tmp_path: Path) -> None:
     first = write(tmp_path / "a.gin", "Train.steps = 1\nTrain.seed = 1\nTrain.keep = 1\nTrain.log_every = 1")
     second = write(tmp_path / "b.gin", "Train.seed = 2\nTrain.keep = 2\nTrain.log_every = 2")
