@@ -1,4 +1,4 @@
-"""Small models with drawn weights whose answers other implementations have given: what parity compares, what goldens hold.
+"""Small models with drawn weights: what parity compares with other implementations, whose answers are the goldens.
 
 A case is ours: a module, its inputs, weights drawn from a seed. `make parity` gives the same weights to another
 implementation, compares, and leaves its answers in `<case>.npz` here; `make test` holds our code against these files
@@ -133,7 +133,7 @@ def _eva(side: int, rotary_grid: int, attention_norm: bool, antialias: bool) -> 
 
 
 def _prompts(name: str, setting: str, boxed: bool, k: int) -> Case:
-    """Two pictures with three prompts each. SAM says "no point" in place of a missing box; we hold both and mask one."""
+    """Two pictures, three prompts each. SAM says "no point" in place of a missing box; we hold both and mask one."""
     b, m = 2, 3
     boxes = np.sort(_uniform(name, b, m, 2, 2), axis=2).reshape(b, m, 4)
     points = PromptPoints(

@@ -66,15 +66,16 @@ def _report(rows: dict[str, dict[str, object]]) -> None:
     lines = [
         "# Parity",
         "",
-        "Our parts against other implementations: the same small drawn weights and inputs, float32 on a CPU. `make parity`",
-        f"remakes this table (commit {commit}) from `docs/proof/parity.json`, and the answers in `tests/goldens`, which",
-        f"`make test` checks without them. Every difference is held under {TOLERANCE:.0e}.",
+        "Our parts against other implementations: the same small drawn weights and inputs, float32 on a CPU. Measured",
+        f"by `make parity` at commit {commit}, which writes `docs/proof/parity.json` and this table from it, and",
+        "leaves the other implementations' answers in `tests/goldens`, which `make test` checks without them. Every",
+        f"difference is held under {TOLERANCE:.0e}.",
         "",
         "| part | setting | against | largest difference | of values up to |",
         "|---|---|---|---|---|",
     ]
-    for row in sorted(rows.values(), key=lambda row: (str(row["part"]), str(row["setting"]), str(row["against"]))):
-        lines.append("| " + " | ".join(str(value) for value in row.values()) + " |")
+    ordered = sorted(rows.values(), key=lambda row: (str(row["part"]), str(row["setting"]), str(row["against"])))
+    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in ordered]
     lines += ["", _NOTES.strip(), ""]
     _TABLE.write_text("\n".join(lines))
 

@@ -33,7 +33,7 @@ def _positions(case: Case) -> Any:
 def _from_paper(case: Case) -> np.ndarray:
     """arXiv 2303.11331 in float64: matrices that turn, one head after the other, each logit a sum."""
     c = case.module.config
-    p = {k: v for k, v in _flat(case.params())}
+    p = dict(_flat(case.params()))
     pixels = _tensor(case.inputs[0]).double()
     side, head = pixels.shape[1] // c.patch_size, c.width // c.num_heads
 

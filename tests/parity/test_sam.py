@@ -1,4 +1,4 @@
-"""Segment Anything here and in transformers: image encoder, prompt encoder, two-way transformer. Run by `make parity`."""
+"""Segment Anything here and in transformers: image and prompt encoder, two-way transformer. Run by `make parity`."""
 
 from typing import Any
 

@@ -1,0 +1,134 @@
+"""One map from one or two encoders: whose channels, on which grid, in whose colours, and where a cell lies."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixel_align.nn.eva_vit import EvaVit, EvaVitConfig
+from pixel_align.nn.image_features import (
+    FusionConfig,
+    ImageConfig,
+    ImageFeatures,
+    encoders,
+    fuse,
+    grid,
+    normalize,
+    output_width,
+    stride,
+)
+from pixel_align.nn.sam_vit import SamVit, SamVitConfig
+
+EVA = EvaVitConfig.tiny(patch_size=4, width=16, num_heads=2, mlp_width=16, depth=1)
+SAM = SamVitConfig.tiny(
+    patch_size=8, width=16, num_heads=2, depth=1, global_blocks=(0,), pretrain_grid=4, output_width=8
+)
+BOTH = FusionConfig(eva=EVA, sam=SAM)
+SIZE = np.asarray([[32, 24], [20, 32]], np.int32)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+
+
+def _drawn(config: ImageConfig) -> Any:
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(ImageFeatures(config).init, jax.random.key(0), IMAGES, SIZE)["params"]
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+def _features(config: ImageConfig, params: Any, images: np.ndarray = IMAGES) -> np.ndarray:
+    return np.asarray(jax.jit(ImageFeatures(config).apply)({"params": params}, images, SIZE))
+
+
+def test_the_published_pair_makes_one_map_of_1280_channels() -> None:
+    published = FusionConfig()
+    features = jax.eval_shape(
+        lambda images, size: ImageFeatures(published).init_with_output(jax.random.key(0), images, size)[0],
+        jax.ShapeDtypeStruct((1, 384, 384, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((1, 2), jnp.int32),
+    )
+    assert features.shape == (1, 27, 27, 1280)
+    assert (*grid(published, 384), output_width(published)) == features.shape[1:]
+    assert stride(published, 384) == pytest.approx(14.2222, abs=1e-4)
+    assert {name: encoder.frozen for name, encoder in encoders(published).items()} == {"eva": False, "sam": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "canvas", "side"),
+    [
+        (SamVitConfig(), 384, 24),
+        (EvaVitConfig(), 384, 27),
+        (FusionConfig(), 224, 16),
+        (SamVitConfig.tiny(patch_size=8, stem="conv"), 60, 8),
+        (SamVitConfig.tiny(patch_size=8), 60, 7),
+    ],
+)
+def test_grid_and_stride_are_those_of_the_map(config: ImageConfig, canvas: int, side: int) -> None:
+    assert grid(config, canvas) == (side, side)
+    assert stride(config, canvas) == canvas / side
+    shapes = jax.eval_shape(
+        lambda: ImageFeatures(config).init_with_output(
+            jax.random.key(0), jnp.zeros((1, canvas, canvas, 3), jnp.uint8), jnp.asarray([[canvas, canvas]])
+        )[0]
+    )
+    assert shapes.shape == (1, side, side, output_width(config))
+
+
+def test_each_encoder_sees_its_own_colours_and_has_its_own_channels() -> None:
+    params = _drawn(BOTH)
+    assert sorted(params) == ["eva", "sam"]
+    found = _features(BOTH, params)
+    assert found.shape == (2, 8, 8, 24)
+    eva = EvaVit(EVA).apply({"params": params["eva"]}, normalize(IMAGES, SIZE, EVA.mean, EVA.std))
+    sam = SamVit(SAM).apply({"params": params["sam"]}, normalize(IMAGES, SIZE, SAM.mean, SAM.std))
+    np.testing.assert_allclose(found[..., :16], eva, atol=1e-4)
+    assert sam.shape == (2, 4, 4, 8)
+    np.testing.assert_allclose(found[..., 16:], jax.image.resize(sam, (2, 8, 8, 8), "cubic"), atol=1e-4)
+    np.testing.assert_allclose(found[..., :16], _features(EVA, {"eva": params["eva"]}), atol=1e-4)
+
+
+def test_what_lies_outside_a_picture_is_not_seen() -> None:
+    params = _drawn(BOTH)
+    inside = (np.arange(32)[None, :, None] < SIZE[:, :1, None]) & (np.arange(32)[None, None] < SIZE[:, 1:, None])
+    others = np.where(inside[..., None], IMAGES, 255 - IMAGES)
+    assert (others != IMAGES).any()
+    np.testing.assert_array_equal(_features(BOTH, params, others), _features(BOTH, params))
+
+
+def test_maps_are_laid_on_each_other_corner_to_corner() -> None:
+    """A ramp across the canvas is the same ramp on every grid: fused maps agree on where a cell lies, edges aside."""
+
+    def ramp(side: int) -> jax.Array:
+        return jnp.broadcast_to(((jnp.arange(side) + 0.5) / side)[None, None, :, None], (1, side, side, 1))
+
+    fused = np.asarray(fuse([ramp(27), ramp(24)]))
+    assert fused.shape == (1, 27, 27, 2)
+    np.testing.assert_allclose(fused[:, :, 2:-2, 0], fused[:, :, 2:-2, 1], atol=1e-4)
+
+
+def test_a_map_of_half_precision_is_resized_in_full() -> None:
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 3), jnp.bfloat16)
+    fused = fuse([jnp.zeros((1, 9, 9, 1), jnp.bfloat16), x])
+    assert fused.dtype == jnp.bfloat16
+    exact = jax.image.resize(x.astype(jnp.float32), (1, 9, 9, 3), "cubic").astype(jnp.bfloat16)
+    np.testing.assert_array_equal(fused[..., 1:], exact)
+
+
+def test_drop_path_runs_in_training_and_never_in_a_frozen_encoder() -> None:
+    config = dataclasses.replace(BOTH, eva=dataclasses.replace(EVA, depth=2, drop_path=0.9))
+    params = _drawn(config)
+    frozen = dataclasses.replace(config, eva=dataclasses.replace(config.eva, frozen=True))
+
+    def run(config: ImageConfig, train: bool) -> np.ndarray:
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(ImageFeatures(config).apply({"params": params}, IMAGES, SIZE, train=train, rngs=rngs))
+
+    expected = run(config, train=False)
+    assert np.abs(run(config, train=True) - expected).max() > 0.01
+    np.testing.assert_array_equal(run(frozen, train=True), expected)
+
+
+def test_a_canvas_below_one_patch_is_refused() -> None:
+    with pytest.raises(ValueError, match="model.shape.canvas is 8, expected at least one patch"):
+        grid(SamVitConfig(), 8)
