@@ -1,0 +1,83 @@
+"""Every experiment as it stands: its model exists as shapes, its rules cover it, its numbers are the published ones."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from experiments import quickstart
+from pixel_align import data, models, param_rules, state
+from pixel_align.config import load
+from pixel_align.experiment import Experiment
+
+ROOT = Path(__file__).resolve().parent.parent
+NARRATIVES = ("small", "bench", "sam_b_t5_small", "t5_xl", "t5_xl_first_stage")
+EXPERIMENTS = [*(f"localized_narratives.py:{preset}" for preset in NARRATIVES), f"quickstart.py:{quickstart.STAGES[0]}"]
+
+
+def experiment(name: str) -> Experiment:
+    return load(f"{ROOT / 'experiments'}/{name}")
+
+
+def shapes(config: Experiment) -> Any:
+    return jax.eval_shape(lambda: state.init_params(config))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_rules_cover_the_model_and_none_is_dead(name: str) -> None:
+    config = experiment(name)
+    params, rules = shapes(config), models.family(config.model).rules(config.model)
+    for kind in ("trainable", "weight_decay", "lr_multiplier", "sharding"):
+        param_rules.match(rules[kind], params)
+    assert param_rules.paths(param_rules.split(params, param_rules.match(rules["trainable"], params))[0])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_tasks_are_registered_by_the_modules_that_the_experiment_names(name: str) -> None:
+    config = experiment(name)
+    known = data.rates(config.data)
+    assert known
+    for evaluation in config.evals:
+        import seqio
+
+        assert evaluation.task in seqio.TaskRegistry.names()
+
+
+def test_the_trace_stage_is_the_published_one() -> None:
+    config = experiment("localized_narratives.py:t5_xl")
+    optim, shape, text = config.optim, config.model.shape, config.model.text
+    assert (config.data.batch_size, config.train.steps, optim.warmup_steps) == (256, 10_000, 250)
+    assert (optim.peak_lr, optim.weight_decay, optim.clip_norm, optim.final_lr) == (5e-5, 0.0, 0.0, 0.0)
+    assert (optim.b1, optim.b2, optim.epsilon) == (0.9, 0.999, 1e-8)
+    assert (shape.canvas, shape.text, shape.instruction, shape.regions, shape.points) == (384, 128, 8, 1, 2)
+    assert (config.model.loss.text, config.model.loss.point, config.model.loss.label_smoothing) == (1.0, 0.1, 0.1)
+    assert (text.lora.rank, text.lora.scale, text.lora.targets, text.frozen) == (32, 2.0, ("query", "value"), True)
+    assert data.rates(config.data) == {"coco_captions": 1.0, "localized_narratives_coco": 2.0}
+
+    params = shapes(config)
+    trained, frozen = param_rules.split(
+        params, param_rules.match(models.family(config.model).rules(config.model)["trainable"], params)
+    )
+    trained_paths = [path for path, leaf in param_rules.paths(trained).items() if leaf is not None]
+    frozen_paths = [path for path, leaf in param_rules.paths(frozen).items() if leaf is not None]
+    assert {part for path in trained_paths for part in [path.split("/")[0]]} == {
+        *("image", "extractor", "visual_projection", "visual_norm", "text", "location")
+    }
+    assert not any(path.startswith("image/sam") for path in trained_paths)
+    assert all("/lora/" in path for path in trained_paths if path.startswith("text/"))
+    assert any(path.startswith("image/sam") for path in frozen_paths)
+    assert not any(path.startswith("image/eva") or "/lora/" in path for path in frozen_paths)
+
+
+def test_the_first_stage_fits_the_trace_stage_and_starts_what_nobody_released() -> None:
+    """The same parameters in both; new are those without public weights, and every pattern names some."""
+    first, last = experiment("localized_narratives.py:t5_xl_first_stage"), experiment("localized_narratives.py:t5_xl")
+    assert first.model == last.model
+    assert last.init.new == last.init.unused == ()
+    paths = param_rules.paths(shapes(first))
+    new = {pattern: [path for path in paths if re.fullmatch(pattern, path)] for pattern in first.init.new}
+    assert all(new.values())
+    released = {path for path in paths if not any(path in found for found in new.values())}
+    assert {path.split("/")[0] for path in released} == {"image", "prompt", "text"}
