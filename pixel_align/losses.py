@@ -19,7 +19,8 @@ def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax
     """Cross-entropy with label smoothing, in nats, from features and the vocabulary layer's kernel.
 
     The logits are made chunk by chunk along N and T and made again in the backward pass: neither [B, N, T, V] nor a
-    one-hot ever exists. B is not cut, as it is what devices share out. Smoothing spreads `smoothing` evenly over the V - 1 wrong labels, as GRiT and PixelLLM do.
+    one-hot ever exists. B is not cut, as it is what devices share out. Smoothing spreads `smoothing` evenly over the
+    V - 1 wrong labels, as GRiT and PixelLLM do.
 
     Args:
       features: Float[B, N, T, D]. kernel: Float[D, V].
@@ -86,10 +87,10 @@ def regions(
 ) -> Sums:
     """The dense first stage: each anchor answers for the object nearest to it.
 
-    An anchor is positive if its nearest object comes within half the anchors' spacing (Chebyshev), so every object
-    inside
-    the canvas has at least one positive anchor. Per example: binary cross-entropy of objectness over all anchors, plus
-    over the positive ones 5 * L1 of the box corners and the binary cross-entropy of the phrase's pieces, summed over V.
+    An anchor is positive if its nearest object comes within half the anchors' spacing (Chebyshev), so an object has one
+    however small it is, unless another object lies over it. Per example: binary cross-entropy of objectness over all
+    anchors, plus over the positive ones 5 * L1 of the box corners and the binary cross-entropy of the phrase's pieces,
+    summed over V.
 
     Args:
       found: of K anchors.

@@ -1,0 +1,226 @@
+"""Losses: the chunked text loss is the dense one, the dense first stage is its definition in slow loops."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Jaxpr, jaxprs_in_params
+
+from pixel_align import losses
+from pixel_align.batch import RegionOutputs, RegionTargets
+from pixel_align.nn.region_head import grid_anchors
+
+B, N, T, D, V = 2, 3, 7, 5, 11
+_keys = jax.random.split(jax.random.key(0), 4)
+FEATURES = jax.random.normal(_keys[0], (B, N, T, D))
+KERNEL = jax.random.normal(_keys[1], (D, V))
+LABELS = jax.random.randint(_keys[2], (B, N, T), 0, V)
+WEIGHTS = jax.random.uniform(_keys[3], (B, N, T)) * (jnp.arange(T) < 5)
+
+
+# Text
+
+
+def _dense(features: jax.Array, kernel: jax.Array, smoothing: float) -> jax.Array:
+    """Cross-entropy against the smoothed one-hot distribution itself."""
+    logp = jax.nn.log_softmax(features @ kernel)
+    target = jax.nn.one_hot(LABELS, V)
+    target = target * (1 - smoothing) + (1 - target) * smoothing / (V - 1)
+    return -(target * logp * WEIGHTS[..., None]).sum()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [1, 4, 21])  # of N * T = 21 tokens; 4 does not divide it
+def test_in_chunks_it_is_the_dense_loss_and_its_gradient(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, smoothing: float
+) -> None:
+    monkeypatch.setattr(losses, "_CHUNK_BYTES", 4 * B * V * chunk)
+
+    def total(features: jax.Array, kernel: jax.Array) -> jax.Array:
+        return losses.text(features, kernel, LABELS, WEIGHTS, smoothing)[0]
+
+    value, gradient = jax.value_and_grad(total, argnums=(0, 1))(FEATURES, KERNEL)
+    expected, dense_gradient = jax.value_and_grad(_dense, argnums=(0, 1))(FEATURES, KERNEL, smoothing)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for one, other in zip(gradient, dense_gradient, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(losses.text(FEATURES, KERNEL, LABELS, WEIGHTS)[1], WEIGHTS.sum(), rtol=1e-6)
+
+
+def test_label_smoothing_is_its_formula() -> None:
+    """One token, in plain numbers: 1 - s on the right label, s / (V - 1) on each of the others."""
+    logits, right, s = [0.3, -1.2, 2.0], 1, 0.3
+    log_z = math.log(sum(math.exp(x) for x in logits))
+    expected = -sum(((1 - s) if i == right else s / 2) * (x - log_z) for i, x in enumerate(logits))
+    one = jnp.ones((1, 1, 1, 1))
+    total, count = losses.text(one, jnp.asarray([logits]), jnp.full((1, 1, 1), right), one[..., 0], s)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == 1
+
+
+def test_neither_all_logits_nor_a_one_hot_ever_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No array of the loss or of its gradient is as large as the logits of two chunks."""
+    monkeypatch.setattr(losses, "_CHUNK_BYTES", 4 * B * 97 * 3)
+    features, kernel = jnp.zeros((B, N, 12, D)), jnp.zeros((D, 97))
+    labels, weights = jnp.zeros((B, N, 12), int), jnp.ones((B, N, 12))
+    program = jax.make_jaxpr(jax.grad(lambda f, k: losses.text(f, k, labels, weights, 0.1)[0], argnums=(0, 1)))(
+        features, kernel
+    )
+    sizes = []
+
+    def visit(jaxpr: Jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            sizes.extend(var.aval.size for var in equation.outvars)
+            for sub in jaxprs_in_params(equation.params):
+                visit(sub)
+
+    visit(program.jaxpr)
+    assert max(sizes) < 2 * B * 97 * 3 and B * 97 * 3 in sizes
+
+
+def test_half_precision_features_are_summed_in_full() -> None:
+    total, _ = losses.text(FEATURES.astype(jnp.bfloat16), KERNEL, LABELS, WEIGHTS, 0.1)
+    assert total.dtype == jnp.float32
+    np.testing.assert_allclose(total, _dense(FEATURES, KERNEL, 0.1), rtol=0.02)
+
+
+def test_sums_of_parts_are_the_sum_of_the_whole() -> None:
+    """What lets devices, tasks and micro-batches join: nothing is divided in here."""
+    whole = losses.text(FEATURES, KERNEL, LABELS, WEIGHTS, 0.1)
+    parts = [losses.text(FEATURES[i : i + 1], KERNEL, LABELS[i : i + 1], WEIGHTS[i : i + 1], 0.1) for i in range(B)]
+    for k in range(2):
+        np.testing.assert_allclose(sum(part[k] for part in parts), whole[k], rtol=1e-5)
+
+
+# Places
+
+
+def test_the_point_loss_is_a_mean_over_coordinates_in_canvas_pixels() -> None:
+    rng = np.random.default_rng(1)
+    points, targets = rng.uniform(size=(2, B, N, T, 3, 2)).astype(np.float32)
+    total, count = losses.point(points, targets, WEIGHTS, 384)
+    expected = 0.0
+    for index in np.ndindex(B, N, T):
+        error = [abs(points[index][p, i] - targets[index][p, i]) * 384 for p in range(3) for i in range(2)]
+        expected += float(WEIGHTS[index]) * sum(error) / 6
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+    np.testing.assert_allclose(count, WEIGHTS.sum(), rtol=1e-6)
+
+
+def test_what_stands_at_a_token_without_a_place_is_never_read() -> None:
+    points = jax.random.uniform(jax.random.key(1), (B, N, T, 2, 2))
+    targets = points + 0.25
+    placed = (WEIGHTS > 0)[..., None, None]
+    for bad in (jnp.nan, jnp.inf):
+        run = jax.value_and_grad(lambda p, t: losses.point(p, t, WEIGHTS, 64)[0])
+        value, gradient = run(jnp.where(placed, points, bad), jnp.where(placed, targets, bad))
+        np.testing.assert_allclose(value, 16 * WEIGHTS.sum(), rtol=1e-5)
+        assert np.isfinite(gradient).all() and not np.any(np.where(placed, 0, gradient))
+
+
+def test_presence_is_the_cross_entropy_of_a_coin() -> None:
+    logits, placed = jnp.asarray([[[2.0, -1.0, 0.5]]]), jnp.asarray([[[True, False, True]]])
+    weights = jnp.asarray([[[1.0, 0.5, 0.0]]])
+    sigmoid = [1 / (1 + math.exp(-x)) for x in (2.0, -1.0)]
+    total, count = losses.presence(logits, placed, weights)
+    np.testing.assert_allclose(total, -math.log(sigmoid[0]) - 0.5 * math.log(1 - sigmoid[1]), rtol=1e-5)
+    assert count == 1.5
+
+
+def test_binary_cross_entropy_is_stable() -> None:
+    logits = jnp.asarray([-200.0, 0.0, 200.0])
+    np.testing.assert_allclose(losses.binary_cross_entropy(logits, jnp.asarray([0.0, 1.0, 1.0])), [0, math.log(2), 0])
+    np.testing.assert_allclose(
+        losses.binary_cross_entropy(logits, jnp.asarray([True, False, False])), [200, math.log(2), 200]
+    )
+
+
+# The dense first stage
+
+ROWS, COLUMNS, R = 3, 4, 3
+
+
+def _regions(seed: int = 0) -> tuple[RegionOutputs, RegionTargets]:
+    rng = np.random.default_rng(seed)
+    k = ROWS * COLUMNS
+    low = rng.uniform(0, 0.6, (B, R, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.02, 0.4, (B, R, 2))], -1).astype(np.float32)
+    tokens = np.stack([[rng.permutation(V)[:3] for _ in range(R)] for _ in range(B)]).astype(np.int32)
+    targets = RegionTargets(
+        boxes=boxes,
+        mask=np.asarray([[True, True, False], [True, True, True]]),
+        tokens=tokens,
+        token_mask=rng.uniform(size=(B, R, 3)) < 0.7,
+    )
+    found = RegionOutputs(*(rng.normal(size=shape).astype(np.float32) for shape in ((B, k), (B, k, 4), (B, k, V))))
+    return found, targets
+
+
+def _slow(found: RegionOutputs, targets: RegionTargets, b: int) -> float:
+    """The loss of one example, one anchor at a time."""
+    spacing = (1 / COLUMNS, 1 / ROWS)
+    covered, positives, extra = [], 0, 0.0
+    for index in range(ROWS * COLUMNS):
+        anchor = ((index % COLUMNS + 0.5) / COLUMNS, (index // COLUMNS + 0.5) / ROWS)
+        best: tuple[float, int, float] | None = None
+        for r in range(R):
+            if not targets.mask[b, r]:
+                continue
+            x0, y0, x1, y1 = targets.boxes[b, r]
+            outside = max(
+                max(x0 - anchor[0], 0, anchor[0] - x1) / spacing[0], max(y0 - anchor[1], 0, anchor[1] - y1) / spacing[1]
+            )
+            center = math.dist(anchor, ((x0 + x1) / 2, (y0 + y1) / 2))
+            if best is None or outside + 1e-3 * center < best[0]:
+                best = (outside + 1e-3 * center, r, outside)
+        positive = best is not None and best[2] <= 0.5
+        p = 1 / (1 + math.exp(-found.objectness[b, index]))
+        covered.append(-math.log(p if positive else 1 - p))
+        if positive:
+            positives += 1
+            r = best[1]
+            extra += 5 * sum(abs(found.boxes[b, index, i] - targets.boxes[b, r, i]) for i in range(4))
+            said = {int(t) for t, there in zip(targets.tokens[b, r], targets.token_mask[b, r], strict=True) if there}
+            for piece in range(V):
+                q = 1 / (1 + math.exp(-found.pieces[b, index, piece]))
+                extra -= math.log(q if piece in said else 1 - q)
+    return sum(covered) / len(covered) + extra / max(positives, 1)
+
+
+_run = jax.jit(functools.partial(losses.regions, anchors=grid_anchors(ROWS, COLUMNS), spacing=(1 / COLUMNS, 1 / ROWS)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_dense_first_stage_is_its_definition(seed: int) -> None:
+    found, targets = _regions(seed)
+    weights = np.float32([0.5, 2.0])
+    total, count = _run(found, targets, weights=weights)
+    np.testing.assert_allclose(total, sum(weights[b] * _slow(found, targets, b) for b in range(B)), rtol=1e-4)
+    assert count == 2.5
+
+
+def test_a_picture_without_objects_asks_for_none() -> None:
+    found, targets = _regions()
+    nothing = RegionTargets(targets.boxes, np.zeros_like(targets.mask), targets.tokens, targets.token_mask)
+    total, gradient = jax.value_and_grad(lambda f: _run(f, nothing, weights=np.float32([1, 0]))[0])(found)
+    np.testing.assert_allclose(total, np.logaddexp(0, found.objectness[0]).mean(), rtol=1e-5)
+    assert not np.any(gradient.boxes) and not np.any(gradient.pieces) and not np.any(gradient.objectness[1])
+    assert (np.asarray(gradient.objectness[0]) > 0).all()
+
+
+def test_an_object_smaller_than_a_cell_has_an_anchor() -> None:
+    """Wherever it lies: the boxes of its answer get a gradient."""
+    found, targets = _regions()
+    for x, y in np.random.default_rng(3).uniform(0.02, 0.98, (20, 2)):
+        box = np.asarray([x - 0.01, y - 0.01, x + 0.01, y + 0.01], np.float32)
+        alone = RegionTargets(
+            np.tile(box, (B, R, 1)), np.asarray([[True, False, False]] * B), targets.tokens, targets.token_mask
+        )
+        gradient = jax.grad(lambda f, t=alone: _run(f, t, weights=np.ones(B, np.float32))[0])(found)
+        responsible = np.flatnonzero(np.any(gradient.boxes[0], axis=-1))
+        assert len(responsible) >= 1
+        anchors = np.asarray(grid_anchors(ROWS, COLUMNS))[responsible]
+        assert (np.abs(anchors - [x, y]) <= np.asarray([0.5 / COLUMNS + 0.011, 0.5 / ROWS + 0.011])).all()
