@@ -50,7 +50,7 @@ def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         for annotation in _annotations(path):
             # Some captions end with a space or a new line. What is missing or no text is refused as in any narrative.
             caption = annotation.get("caption")
-            record = {
+            record: dict[str, Any] = {
                 "dataset_id": path.name.partition(".")[0],
                 "image_id": annotation.get("image_id"),
                 "annotator_id": 0,  # COCO does not tell
