@@ -98,7 +98,7 @@ def small() -> Experiment:
             location=LocationHeadConfig(hidden_width=128, presence=True),
             loss=LossConfig(label_smoothing=0.0),
         ),
-        data=DataConfig(batch_size=16),
+        data=DataConfig(batch_size=8),
         optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98),
         train=Train(steps=2000, log_every=10, checkpoint_every=500),
         evals=(
