@@ -11,6 +11,7 @@ orbax writes a step into a temporary folder and renames it: a step is whole or a
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # What a copy that broke off left would stand in the way of the steps that are saved next.
+        whole = self.steps()
+        for path in self.folder.iterdir():
+            if path.name.isdigit() and int(path.name) not in whole:
+                shutil.rmtree(path)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-        # What a copy that broke off left: it would stand in the way of the steps that are saved next.
-        for step in self._manager.all_steps():
-            if step not in self.steps():
-                self._manager.delete(step)
 
     def steps(self) -> list[int]:
         """The whole steps, oldest first."""
