@@ -366,7 +366,9 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
         "location": location_head.rules(config.location),
     }
     if config.location.presence:
-        parts["presence"] = small
+        parts["presence"] = dataclasses.replace(
+            small, weight_decay=projection.weight_decay, trainable=((r".*", not config.location.frozen),)
+        )
     for name, asked in (("map_regions", config.regions.on_map), ("query_regions", config.regions.on_queries)):
         if config.regions.enabled and asked:
             parts[name] = region_head.rules(config.regions)
