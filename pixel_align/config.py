@@ -7,7 +7,7 @@ all become the same object through `settings.build`.
 gin keeps the habits of T5X: `include`, macros, `%gin.REQUIRED`, `--gin_file=...`, `--gin.Train.steps=7`. It binds the
 constructors of the dataclass tree and nothing else:
 
-    include 'experiments/gin/runs/trace_stage.gin'
+    include 'experiments/gin/runs/stage.gin'
     STEPS = 10_000                                  # a macro, used as %STEPS
     T5Config.width = 512                            # wherever a T5Config is made, from its defaults or by reference
     PixelLLMConfig.image = @EvaVitConfig()          # a choice; its fields start from that kind's defaults
