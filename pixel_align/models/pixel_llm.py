@@ -55,9 +55,9 @@ class PixelLLMConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
-        """All parts of the published model at a size for tests: 0.6M parameters."""
+        """All parts of the published model at a size for tests: 0.5M parameters."""
         parts: dict[str, Any] = {
-            "shape": Shape(canvas=56, text=12, instruction=4),
+            "shape": Shape(canvas=112, text=12, instruction=4),
             "image": FusionConfig(eva=EvaVitConfig.tiny(), sam=SamVitConfig.tiny(frozen=True)),
             "prompt": PromptEncoderConfig(width=64, frozen=True),
             "extractor": PromptExtractorConfig.tiny(),
