@@ -169,7 +169,9 @@ def compiled(config: Any) -> tuple[Any, Any]:
     family = models.family(config)
     module = family.module(config)
     encode = jax.jit(functools.partial(family.encode_images, module))
-    answers = {mode: jax.jit(functools.partial(function, module)) for mode, function in family.predict.items()}
+    # Modes that are one function are compiled once.
+    functions = {f: jax.jit(functools.partial(f, module)) for f in dict.fromkeys(family.predict.values())}
+    answers = {mode: functions[f] for mode, f in family.predict.items()}
 
     def answer(mode: str, params: Any, features: jax.Array, request: Request) -> Answer:
         return answers[mode](params, features, request)
