@@ -1,4 +1,4 @@
-"""Prediction: any picture, in pixels of its upright original, encoded once; cached decoding says what full passes say."""
+"""Prediction: any picture, in pixels of its original, encoded once; cached decoding says what full passes say."""
 
 import dataclasses
 import json

@@ -130,6 +130,11 @@ def get_config(moment):
                 kill()
             write(self, step, values)
         train.MetricsLog.write = half_a_line
+        save = store.Store.save
+        def whole(self, step, arrays, position):
+            save(self, step, arrays, position)
+            self.wait()
+        store.Store.save = whole
     if moment == "in_a_save":
         save = store.Store.save
         def begin(self, step, arrays, position):
