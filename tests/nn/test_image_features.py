@@ -80,8 +80,8 @@ def test_each_encoder_sees_its_own_colours_and_has_its_own_channels() -> None:
     assert sorted(params) == ["eva", "sam"]
     found = _features(BOTH, params)
     assert found.shape == (2, 8, 8, 24)
-    eva = EvaVit(EVA).apply({"params": params["eva"]}, normalize(IMAGES, SIZE, EVA.mean, EVA.std))
-    sam = SamVit(SAM).apply({"params": params["sam"]}, normalize(IMAGES, SIZE, SAM.mean, SAM.std))
+    eva = jax.jit(EvaVit(EVA).apply)({"params": params["eva"]}, normalize(IMAGES, SIZE, EVA.mean, EVA.std))
+    sam = jax.jit(SamVit(SAM).apply)({"params": params["sam"]}, normalize(IMAGES, SIZE, SAM.mean, SAM.std))
     np.testing.assert_allclose(found[..., :16], eva, atol=1e-4)
     assert sam.shape == (2, 4, 4, 8)
     np.testing.assert_allclose(found[..., 16:], jax.image.resize(sam, (2, 8, 8, 8), "cubic"), atol=1e-4)
@@ -122,7 +122,8 @@ def test_drop_path_runs_in_training_and_never_in_a_frozen_encoder() -> None:
 
     def run(config: ImageConfig, train: bool) -> np.ndarray:
         rngs = {"dropout": jax.random.key(0)}
-        return np.asarray(ImageFeatures(config).apply({"params": params}, IMAGES, SIZE, train=train, rngs=rngs))
+        apply = jax.jit(ImageFeatures(config).apply, static_argnames="train")
+        return np.asarray(apply({"params": params}, IMAGES, SIZE, train=train, rngs=rngs))
 
     expected = run(config, train=False)
     assert np.abs(run(config, train=True) - expected).max() > 0.01

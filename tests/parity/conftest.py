@@ -1,5 +1,6 @@
 """What every comparison does: measure, hold to the tolerance, leave a golden and a row of docs/parity.md."""
 
+import functools
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ def compare() -> Iterator[Compare]:
             "against": against,
             "largest difference": float(f"{difference:.1e}"),
             "largest value": round(largest, 2),
+            "commit": _commit(),
         }
         _leave_golden(case, theirs)
 
@@ -54,33 +56,46 @@ def _leave_golden(case: Case, theirs: list[np.ndarray]) -> None:
     np.savez_compressed(path, **{f"out_{i}": x for i, x in enumerate(theirs)})
 
 
+@functools.cache
+def _commit() -> str:
+    """The commit of this checkout, with a plus where the package differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "pixel_align/nn", "tests/goldens/cases.py", "tests/parity")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
+
+
 def _report(rows: dict[str, dict[str, object]]) -> None:
     """Adds the rows of this run to the report and writes the table from it."""
     known = json.loads(_REPORT.read_text())["rows"] if _REPORT.exists() else {}
     rows = dict(sorted({**known, **rows}.items()))
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     _REPORT.parent.mkdir(parents=True, exist_ok=True)
-    _REPORT.write_text(json.dumps({"command": "make parity", "commit": commit, "rows": rows}, indent=1) + "\n")
-    lines = [
-        "# Parity",
-        "",
-        "Our parts against other implementations: the same small drawn weights and inputs, float32 on a CPU. Measured",
-        f"by `make parity` at commit {commit}, which writes `docs/proof/parity.json` and this table from it, and",
-        "leaves the other implementations' answers in `tests/goldens`, which `make test` checks without them. Every",
-        f"difference is held under {TOLERANCE:.0e}.",
-        "",
-        "| part | setting | against | largest difference | of values up to |",
-        "|---|---|---|---|---|",
-    ]
+    _REPORT.write_text(json.dumps({"command": "make parity", "rows": rows}, indent=1) + "\n")
+    lines = [*_HEAD.strip().splitlines()]
     ordered = sorted(rows.values(), key=lambda row: (str(row["part"]), str(row["setting"]), str(row["against"])))
     lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in ordered]
     lines += ["", _NOTES.strip(), ""]
     _TABLE.write_text("\n".join(lines))
 
 
+_HEAD = f"""
+# Parity
+
+Our parts against other implementations: the same small drawn weights and inputs, float32 on a CPU. `make parity`
+measures, writes `docs/proof/parity.json` and this table from it, and leaves the other implementations' answers in
+`tests/goldens`, which `make test` checks without them. Every difference is held under {TOLERANCE:.0e}. A row whose
+other implementation was not there in the last run stands as it was measured before, at its commit.
+
+| part | setting | against | largest difference | of values up to | commit |
+|---|---|---|---|---|---|
+"""
+
 _NOTES = """
+timm imports torchvision, which has to be of torch's own build; where it cannot be imported, its comparisons are
+skipped. The measured ones had torchvision's operators declared without being there: EVA-02 calls none of them.
+
 Differences that are meant:
 
 - Position tables: "antialiased" is `jax.image.resize`, as the published PixelLLM resizes them, and agrees with torch's
