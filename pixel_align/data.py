@@ -266,22 +266,27 @@ class Stream:
 
     def _examples(self, name: str) -> Iterator[tuple[Example, int, int]]:
         """Examples of one task for ever, each with its epoch and its place in the epoch."""
-        first, skip = self._position["tasks"][name]
-        for epoch in itertools.count(first):
-            order = self._sources[name].shuffle(
-                self._config.shuffle_buffer,
-                seed=int(np.random.SeedSequence([self._config.seed, epoch]).generate_state(1)[0]),
-                reshuffle_each_iteration=False,
+        import tensorflow as tf
+
+        source = self._sources[name]
+        if not any(True for _ in source.take(1)):
+            raise ValueError(
+                f"task {name!r} has no example in split {self._config.split!r} for process {self._index}, "
+                "expected at least one. Check data.dir and data.split."
             )
-            index = skip - 1
-            for index, example in enumerate(order.skip(skip).as_numpy_iterator(), start=skip):
-                yield example, epoch, index
-            if index < 0:
-                raise ValueError(
-                    f"task {name!r} has no example in split {self._config.split!r} for process {self._index}, "
-                    "expected at least one. Check data.dir and data.split."
-                )
-            skip = 0
+        first, skip = self._position["tasks"][name]
+        seed = int(np.random.SeedSequence([self._config.seed]).generate_state(1)[0])
+
+        def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            order = source.shuffle(self._config.shuffle_buffer, seed=seed + epoch, reshuffle_each_iteration=False)
+            # What is skipped is still encoded: it is read, not decoded.
+            rest = order.enumerate().skip(tf.where(epoch == first, tf.constant(skip, tf.int64), 0))
+            return rest.map(lambda index, example: (example, epoch, index))
+
+        # One graph for all epochs: building one for each would cost a second where an epoch is a few steps.
+        epochs = tf.data.Dataset.range(first, tf.int64.max).flat_map(of_epoch)
+        for example, epoch, index in epochs.as_numpy_iterator():
+            yield example, int(epoch), int(index)
 
     def _fill(self) -> None:
         try:

@@ -101,7 +101,11 @@ def build(samples: Path, workdir: Path) -> dict[str, Any]:
     counts = {}
     for split, wanted in (("train", False), ("validation", True)):
         file = workdir / f"{split}.jsonl"
-        file.write_text("".join(f"{line}\n" for line in lines if (json.loads(line)["image_id"] in held_out) is wanted))
+        chosen = "".join(f"{line}\n" for line in lines if (json.loads(line)["image_id"] in held_out) is wanted)
+        if (
+            not file.is_file() or file.read_text(encoding="utf-8") != chosen
+        ):  # the builder goes on with the same file only
+            file.write_text(chosen, encoding="utf-8")
         subprocess.run(
             [
                 *(sys.executable, "-m", "data_pipelines", "build", "localized_narratives"),

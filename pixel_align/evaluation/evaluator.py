@@ -230,7 +230,6 @@ def _target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[s
         "text": _string(example["text"]),
         "word_spans": np.asarray(example["word_spans"]).reshape(-1, 2),
         "word_boxes": pixels("word_boxes", 4),
-        "word_centers": pixels("word_centers", 2),
         "word_located": np.asarray(example["word_located"], bool),
         "object_boxes": pixels("object_boxes", 4),
         "object_names": [_string(name) for name in example["object_names"]],

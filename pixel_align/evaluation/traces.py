@@ -3,7 +3,7 @@
 `row(target, prediction)` -> small arrays, `summary(rows)` -> the figures of the house's keys. NumPy only.
 
 A target is a dict, in pixels of the original picture, boxes xyxy:
-    text; word_spans [W, 2] characters; word_boxes [W, 4], word_centers [W, 2], word_located [W]: places from the trace;
+    text; word_spans [W, 2] characters; word_boxes [W, 4], word_located [W]: places from the trace;
     object_boxes [K, 4], object_names list of K; size (height, width).
 A prediction is a dict in the same frame:
     points [W, P, 2]: for the target's own words, the text being given (teacher-forced);
@@ -82,11 +82,10 @@ def truth(target: Target, all_names: Collection[str] = ()) -> Truth:
     """What each word of the target's text means."""
     names = list(target["object_names"])
     if not names:
-        return Truth(
-            np.asarray(target["word_centers"], float).reshape(-1, 2),
-            np.asarray(target["word_boxes"], float).reshape(-1, 4),
-            np.asarray(target["word_located"], bool).reshape(-1),
-        )
+        # The middle of the trace's box, not its average over time: it is what a model is taught, so that a perfect one
+        # scores 0.
+        boxes = np.asarray(target["word_boxes"], float).reshape(-1, 4)
+        return Truth(_centers(boxes), boxes, np.asarray(target["word_located"], bool).reshape(-1))
     return _means(named_objects(_words(target), names, all_names), target)
 
 

@@ -186,8 +186,9 @@ class EvaVit(nn.Module):
 
 
 def rules(config: EvaVitConfig) -> PartRules:
-    """Rules of an EvaVit's parameters. Layer decay: block i of L learns at decay^(L - i), what lies before the blocks at
-    decay^(L + 1).
+    """Rules of an EvaVit's parameters.
+
+    Layer decay: block i of L learns at decay^(L - i), what lies before the blocks at decay^(L + 1).
     """
     decay, depth = config.layer_decay, config.depth
     layered = (

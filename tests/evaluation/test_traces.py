@@ -212,3 +212,20 @@ def test_readers_without_eyes() -> None:
 def test_a_missing_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="number of predictions is 0, expected 1, one per target"):
         score([scene("a")], [])
+
+
+def test_a_prediction_of_the_targets_own_boxes_is_perfect() -> None:
+    # A path that lingers at one end of its box: what is taught is the box.
+    box = np.array([[10.0, 20.0, 60.0, 40.0]])
+    target = {
+        "text": "dog",
+        "word_spans": np.array([[0, 3]]),
+        "word_boxes": box,
+        "word_located": np.array([True]),
+        "object_boxes": np.zeros((0, 4)),
+        "object_names": [],
+        "size": (100, 100),
+    }
+    points = box.reshape(1, 2, 2)
+    said = {"points": points, "text": "dog", "word_spans": np.array([[0, 3]]), "word_points": points}
+    assert traces.score([target], [said])["point_distance"] == 0
