@@ -228,4 +228,4 @@ def test_a_prediction_of_the_targets_own_boxes_is_perfect() -> None:
     }
     points = box.reshape(1, 2, 2)
     said = {"points": points, "text": "dog", "word_spans": np.array([[0, 3]]), "word_points": points}
-    assert traces.score([target], [said])["point_distance"] == 0
+    assert score([target], [said])["point_distance"] == 0
