@@ -1,5 +1,6 @@
 """Losses: the chunked text loss is the dense one, the dense first stage is its definition in slow loops."""
 
+import dataclasses
 import functools
 import math
 
@@ -200,6 +201,16 @@ def test_the_dense_first_stage_is_its_definition(seed: int) -> None:
     total, count = _run(found, targets, weights=weights)
     np.testing.assert_allclose(total, sum(weights[b] * _slow(found, targets, b) for b in range(B)), rtol=1e-4)
     assert count == 2.5
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_where_objects_lie_over_each_other_the_nearer_middle_answers(order: list[int]) -> None:
+    """The whole picture and a thing in its corner, in either order: both get anchors."""
+    found, targets = _regions()
+    boxes = np.float32([[0, 0, 1, 1], [0, 0, 0.5, 0.4]])[[*order, 0]]
+    both = dataclasses.replace(targets, boxes=np.stack([boxes] * B), mask=np.asarray([[True, True, False]] * B))
+    total, _ = _run(found, both, weights=np.float32([1, 0]))
+    np.testing.assert_allclose(total, _slow(found, both, 0), rtol=1e-4)
 
 
 def test_a_picture_without_objects_asks_for_none() -> None:
