@@ -1,7 +1,7 @@
 """The demo: a model that says a sentence about a picture and points at what each word means, from nothing, in minutes.
 
     make demo                                    # everything, into runs/quickstart
-    make demo ARGS="--scenes 400 --steps 50"     # shortened
+    make demo ARGS="--scenes 400 --first-steps 50 --steps 50"     # shortened
 
 What happens: scenes are drawn and told in the publisher's raw formats, built as any data set is, a vocabulary is
 trained on
@@ -15,8 +15,11 @@ report has rows without it, and with its objective switched off in the second st
 import dataclasses
 import datetime
 import json
+import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +32,7 @@ import rich.table
 import typer
 
 from pixel_align.batch import Shape
+from pixel_align.cli import one_line_errors, quiet_libraries
 from pixel_align.config import Experiment, override, to_config_dict
 from pixel_align.data import DataConfig
 from pixel_align.experiment import Eval, Init, Train
@@ -42,6 +46,10 @@ from pixel_align.nn.t5 import T5Config
 from pixel_align.optim import Optim
 
 TASK = "synthetic_narratives"
+BATCH = 32
+VOCABULARY = "vocabulary.model"
+KEYS = ("point_distance", "inside_box", "point_distance_free", "inside_box_free", "matched_words")
+SETTING = "easy setting (3-5 objects, 6 colours x 4 shapes, no two objects of one colour)"
 STAGES = ("first_stage", "demo", "dense_off", "no_first_stage")
 
 
@@ -76,7 +84,7 @@ def experiment(stage: str) -> Experiment:
         data=DataConfig(modules=("data_pipelines.localized_narratives",), mixture=TASK, batch_size=16),
         # The first stage ends at full speed: the second goes on from there.
         optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.997, final_lr=0.02 if speaks else 1.0),
-        train=Train(steps=2500 if speaks else 600, log_every=10, checkpoint_every=500, keep=1),
+        train=Train(steps=1400 if speaks else 700, log_every=10, checkpoint_every=500, keep=1),
         evals=(),
     )
 
@@ -121,49 +129,68 @@ def run(
     workdir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
     scenes: Annotated[int, typer.Option(help="Training scenes.")] = 8000,
     unseen: Annotated[int, typer.Option(help="Scenes for evaluation.")] = 320,
-    first_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 600,
-    steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = 2500,
-    row_steps: Annotated[int, typer.Option(help="Steps of each row that lacks something.")] = 1000,
+    first_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 700,
+    steps: Annotated[int, typer.Option(help="Steps of the second stage, in each row.")] = 1400,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Settings of all stages.")
     ] = None,
 ) -> None:
     """Draw, build, train, evaluate, report."""
-    from data_pipelines import synthetic
+    quiet_libraries()
+    with one_line_errors():
+        demo(workdir, scenes, unseen, first_steps, steps, changes or [])
 
+
+def demo(workdir: Path, scenes: int, unseen: int, first_steps: int, steps: int, changes: list[str]) -> None:
+    """The whole demo; see the module's text.
+
+    Raises:
+      ValueError: a setting that cannot be, before anything is drawn.
+    """
     begun = time.perf_counter()
     console = rich.console.Console()
     report_path = workdir / "report.json"
     report_path.unlink(missing_ok=True)
-    for stage in STAGES:
-        shutil.rmtree(workdir / stage, ignore_errors=True)
+    configs = {
+        stage: configure(workdir, stage, first_steps if stage == "first_stage" else steps, changes) for stage in STAGES
+    }
+    # Nothing of an earlier demo is used: it may be of another commit.
+    for name in (*STAGES, "raw", "data"):
+        shutil.rmtree(workdir / name, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
 
     console.rule("scenes, data set, vocabulary")
+    from data_pipelines import synthetic
+
     # Two things of one colour would make the first word of "a red circle" a guess, and every word is scored.
     world = synthetic.easy()
-    vocabulary = prepare(workdir, world, scenes, unseen)
+    prepare(workdir, world, scenes, unseen)
 
-    rows: list[dict[str, Any]] = []
-    for stage in STAGES:
+    from pixel_align.train import train
+
+    seconds, rows = {}, []
+    for stage, config in configs.items():
         console.rule(stage)
-        count = {"first_stage": first_steps, "demo": steps}.get(stage, row_steps)
         started = time.perf_counter()
-        config = train_stage(workdir, stage, vocabulary, count, changes or [])
-        trained = time.perf_counter() - started
+        train(config, workdir / stage)
+        seconds[stage] = round(time.perf_counter() - started, 1)
         if stage != "first_stage":
-            metrics = evaluate_stage(workdir, stage, config, controls=stage == "demo")
-            rows.append({"row": stage, "steps": count, "train_seconds": round(trained, 1), "metrics": metrics})
+            metrics = evaluate_stage(workdir, stage, config, unseen, controls=stage == "demo")
+            rows.append({"row": stage, "steps": steps, "train_seconds": seconds[stage], "metrics": metrics})
 
     report = {
-        "command": "make demo",
+        "command": f"python -m experiments.quickstart {shlex.join(sys.argv[1:])}".strip(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begun, 1),
-        "machine": f"{jax.devices()[0].platform}, {len(jax.devices())} device(s)",
-        "scenes": {"train": scenes, "unseen": unseen, "world": dataclasses.asdict(world)},
-        "first_stage": {"steps": first_steps, "stands_for": "public weights of the image encoders"},
-        "rows": rows,
+        "machine": f"{jax.devices()[0].platform}, {os.cpu_count()} cores",
+        "scenes": {"train": scenes, "unseen": unseen, "setting": SETTING, "world": dataclasses.asdict(world)},
+        "first_stage": {
+            "steps": first_steps,
+            "train_seconds": seconds["first_stage"],
+            "stands_for": "the public weights of the image encoders",
+        },
+        "tasks": {TASK: {"mode": "trace", "bars": bars(rows[0]["metrics"]), "rows": rows}},
     }
     partial = report_path.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=2) + "\n")
@@ -172,57 +199,59 @@ def run(
     console.print(f"pictures: {workdir}/demo/evaluation/pictures.png   report: {report_path}")
 
 
-def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> Path:
-    """Scenes in the publisher's formats -> the built set in workdir/data; returns the vocabulary file."""
+def configure(workdir: Path, stage: str, steps: int, changes: list[str]) -> Experiment:
+    """A stage in its folders; the later ones start from the first, but for the row that is without it."""
+    config = experiment(stage)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, dir=str(workdir / "data"), vocabulary=str(workdir / VOCABULARY)),
+        optim=dataclasses.replace(config.optim, warmup_steps=min(config.optim.warmup_steps, steps // 2)),
+        train=dataclasses.replace(config.train, steps=steps),
+        init=Init(checkpoint=str(workdir / "first_stage")) if stage in ("demo", "dense_off") else Init(),
+    )
+    return override(config, changes)
+
+
+def bars(metrics: dict[str, float]) -> dict[str, bool]:
+    """What the demo has to reach, and whether it did."""
+    far = min(metrics.get(f"{control}/point_distance", 0) for control in ("shuffled", "swapped"))
+    near, free = metrics.get("point_distance", 1), metrics.get("point_distance_free", 1)
+    return {
+        "point_distance <= 0.05": near <= 0.05,
+        "point_distance_free <= 0.05": free <= 0.05,
+        "matched_words >= 0.8": metrics.get("matched_words", 0) >= 0.8,
+        "3 times nearer than shuffled and swapped": 3 * max(near, free) <= far,
+    }
+
+
+def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> None:
+    """Scenes in the publisher's formats under raw/, the set built of them under data/, the vocabulary of their text."""
     from data_pipelines import localized_narratives, synthetic
     from pixel_align import text
 
-    captions: list[str] = []
-    raw, data = workdir / "raw", workdir / "data"
-    # Other settings than the last time: nothing of it can be used.
-    settings = json.dumps({"world": dataclasses.asdict(world), "scenes": scenes, "unseen": unseen})
-    if not (workdir / "world.json").is_file() or (workdir / "world.json").read_text() != settings:
-        shutil.rmtree(raw, ignore_errors=True)
-        shutil.rmtree(data, ignore_errors=True)
-        (workdir / "world.json").write_text(settings)
     for split, count in (("train", scenes), ("validation", unseen)):
         with rich.progress.Progress(
             *rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn()
         ) as progress:
             bar = progress.add_task(f"drawing {split}", total=count)
             files = synthetic.write(
-                world, raw, count, seed=0, split=split, progress=lambda done, bar=bar: progress.advance(bar, done)
+                world,
+                workdir / "raw",
+                count,
+                seed=0,
+                split=split,
+                progress=lambda done, bar=bar: progress.advance(bar, done),
             )
         inputs = localized_narratives.Inputs(
             annotations=(str(files.narratives),), images=(str(files.images),), instances=str(files.instances)
         )
-        localized_narratives.build(data, split, inputs, name=TASK)
-        if split == "train":
-            captions = [json.loads(line)["caption"] for line in files.narratives.open(encoding="utf-8")]
-    path = workdir / "vocabulary.model"
-    text.train_sentencepiece(captions, path, 140, model_type="bpe")
-    return path
+        localized_narratives.build(workdir / "data", split, inputs, name=TASK)
+    with (workdir / "raw" / "train" / "narratives.jsonl").open(encoding="utf-8") as lines:
+        captions = [json.loads(line)["caption"] for line in lines]
+    text.train_sentencepiece(captions, workdir / VOCABULARY, 140, model_type="bpe")
 
 
-def train_stage(workdir: Path, stage: str, vocabulary: Path, steps: int, changes: list[str]) -> Experiment:
-    """Trains one stage in its own folder; later stages start from the first one, but for the row without it."""
-    from pixel_align.train import train
-
-    config = experiment(stage)
-    init = Init(checkpoint=str(workdir / "first_stage")) if stage in ("demo", "dense_off") else Init()
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, dir=str(workdir / "data"), vocabulary=str(vocabulary)),
-        optim=dataclasses.replace(config.optim, warmup_steps=min(config.optim.warmup_steps, steps // 2)),
-        train=dataclasses.replace(config.train, steps=steps),
-        init=init,
-    )
-    config = override(config, changes)
-    train(config, workdir / stage)
-    return config
-
-
-def evaluate_stage(workdir: Path, stage: str, config: Experiment, *, controls: bool) -> dict[str, float]:
+def evaluate_stage(workdir: Path, stage: str, config: Experiment, unseen: int, *, controls: bool) -> dict[str, float]:
     """Scores the last checkpoint of a stage on the unseen scenes, from disk as a user would."""
     from pixel_align import predict, text
     from pixel_align.checkpoints import store
@@ -231,30 +260,44 @@ def evaluate_stage(workdir: Path, stage: str, config: Experiment, *, controls: b
     folder, step = store.find(workdir / stage)
     result = evaluator.evaluate(
         config,
-        Eval(task=TASK, batch_size=32, pictures=8),
+        Eval(task=TASK, batch_size=BATCH, pictures=8),
         predict.load_params(config, folder, step),
         text.load_vocabulary(folder),
         controls=controls,
-        wrap=lambda batches: rich.progress.track(batches, "evaluate"),
+        wrap=lambda batches: rich.progress.track(batches, "evaluate", total=-(-unseen // BATCH)),
     )
     evaluator.write(result, workdir / stage / "evaluation")
     return {name: round(value, 5) for name, value in result.metrics.items() if np.isfinite(value)}
 
 
 def show(report: dict[str, Any], console: rich.console.Console) -> None:
-    """The report as a table: one line per row and control."""
-    keys = ("point_distance", "inside_box", "point_distance_free", "inside_box_free", "matched_words")
-    title = f"{report['scenes']['unseen']} unseen scenes, {report['seconds'] / 60:.1f} min, commit {report['commit']}"
-    table = rich.table.Table("row", "steps", *keys, title=title)
-    for row in report["rows"]:
-        groups = {"": row["row"], "shuffled/": "  other pictures", "swapped/": "  another word's place"}
-        groups |= {"center/": "  centre of the picture", "mean/": "  mean of all objects"}
+    """The report as a table, one line per row and control, and whether the bars were reached."""
+    task = report["tasks"][TASK]
+    title = (
+        f"{report['scenes']['unseen']} unseen scenes of the {SETTING}; "
+        f"{report['seconds'] / 60:.1f} min; commit {report['commit']}"
+    )
+    table = rich.table.Table(title=title, pad_edge=False)
+    table.add_column("row")
+    for key in ("steps", *KEYS):
+        table.add_column(key, justify="right", overflow="fold")
+    labels = {
+        "demo": "demo: words and places, dense objective on",
+        "dense_off": "dense objective off after the first stage",
+        "no_first_stage": "no first stage, no dense objective",
+    }
+    for row in task["rows"]:
+        groups = {"": labels[row["row"]], "shuffled/": "  other pictures", "swapped/": "  another word's place"}
+        groups |= {"center/": "  reader without eyes: centre", "mean/": "  reader without eyes: mean of objects"}
         for prefix, label in groups.items():
-            values = [row["metrics"].get(prefix + key) for key in keys]
+            values = [row["metrics"].get(prefix + key) for key in KEYS]
             if any(value is not None for value in values):
                 cells = ["" if value is None else f"{value:.4f}" for value in values]
                 table.add_row(label, "" if prefix else str(row["steps"]), *cells)
-    console.print(table)
+    # As wide as it is, also where no terminal says how wide that may be.
+    rich.console.Console(width=max(console.width, 150)).print(table)
+    for bar, reached in task["bars"].items():
+        console.print(f"{'reached' if reached else 'MISSED'}: {bar}")
 
 
 def commit() -> str:

@@ -51,10 +51,20 @@ class DataConfig:
     vocabulary: str = ""  # SentencePiece .model file; a checkpoint folder holds its own copy
     batch_size: int = 256  # over all processes
     seed: int = 0  # of the order and of the augmentation
-    shuffle_buffer: int = 10_000  # encoded records
+    shuffle_buffer: int = 10_000  # encoded records held in memory: 1 GB of photographs of 100 kB
     augment: Augment = dataclasses.field(default_factory=Augment)
     workers: int = 4  # threads that decode
     prefetch: int = 4  # batches held ready
+
+    def __post_init__(self) -> None:
+        positive("data", self, ("batch_size", "shuffle_buffer", "workers", "prefetch"))
+
+
+def positive(part: str, settings: Any, names: Sequence[str]) -> None:
+    """Raises ValueError for the first of the named settings of a part that is below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{part}.{name} is {getattr(settings, name)}, expected at least 1. Set it.")
 
 
 class PixelFeatureConverter:

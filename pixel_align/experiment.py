@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pixel_align.data import DataConfig
+from pixel_align.data import DataConfig, positive
 from pixel_align.models.pixel_llm import PixelLLMConfig
 from pixel_align.optim import Optim
 from pixel_align.sharding import MeshConfig
@@ -18,6 +18,9 @@ class Train:
     checkpoint_every: int = 1_000  # steps; the last step is always saved
     keep: int = 3  # newest checkpoints that stay
 
+    def __post_init__(self) -> None:
+        positive("train", self, ("steps", "log_every", "checkpoint_every", "keep"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
@@ -30,6 +33,9 @@ class Eval:
     limit: int = 0  # at most so many examples; 0 for all
     batch_size: int = 32
     pictures: int = 8  # examples drawn into one sheet under WORKDIR/pictures
+
+    def __post_init__(self) -> None:
+        positive("evals", self, ("batch_size",))
 
 
 @dataclasses.dataclass(frozen=True)

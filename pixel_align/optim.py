@@ -59,9 +59,12 @@ def optimizer(
     def multiplied(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda u, m: u * m, updates, multiplier)
 
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
-    if config.weight_decay:
-        parts.append(optax.stateless(decayed))
-    parts += [optax.stateless(multiplied), optax.scale_by_learning_rate(schedule(config, steps))]
+    # The same parts in every run, some of them idle: a run can be resumed with other settings.
+    parts = [
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.stateless(decayed) if config.weight_decay else optax.identity(),
+        optax.stateless(multiplied),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    ]
     return optax.chain(*parts)

@@ -81,11 +81,6 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     vocabulary = find_vocabulary(config, checkpoints)
     check_resumable(config, checkpoints, vocabulary)
     converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
-    if config.data.batch_size % (jax.device_count() or 1):
-        raise ValueError(
-            f"data.batch_size is {config.data.batch_size}, expected a multiple of the {jax.device_count()} devices. "
-            "Change it."
-        )
     for task, split in [(name, config.data.split) for name in data.rates(config.data)] + [
         (evaluation.task, evaluation.split) for evaluation in config.evals
     ]:
@@ -93,8 +88,16 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
 
     # ---- Mesh, and the state as shapes: nothing is allocated yet.
     mesh = sharding.make_mesh(config.mesh)
+    readers = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.batch_size % readers:
+        raise ValueError(
+            f"data.batch_size is {config.data.batch_size}, expected a multiple of {readers}, the devices that see "
+            "different examples. Change it or the mesh."
+        )
     rules = family.rules(config.model)
     abstract_params = jax.eval_shape(lambda: init_params(config))
+    if config.init.checkpoint and not (checkpoints.is_dir() and store.steps_of(checkpoints)):
+        check_init(config, abstract_params)
     optimizer = optim.optimizer(config.optim, config.train.steps, abstract_params, rules)
     abstract = jax.eval_shape(lambda: make_state(config, init_params(config), rules, optimizer))
     shardings = state_shardings(abstract, rules, optimizer, mesh)
@@ -111,7 +114,6 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
 
     # ---- Restore or initialise, in this order of precedence:
     # 1. the newest step of this work folder; 2. init.checkpoint; 3. the seed.
-    store.write_header(checkpoints, to_json(config), vocabulary)
     keeper = store.Store(checkpoints, config.train.keep)
     position = None
     if (latest := keeper.latest()) is not None:
@@ -126,6 +128,9 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         state = start(params)
         del params
 
+    # Only now: a run that could not be resumed leaves what was there as it was.
+    store.write_header(checkpoints, to_json(config), vocabulary)
+
     # ---- Loop
     train_step = jax.jit(
         make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
@@ -135,6 +140,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     log = MetricsLog(workdir, first)
     pending: tuple[int, Metrics] | None = None
     with (
+        keeper,
         jax.set_mesh(mesh),
         data.Stream(config.data, converter, position) as stream,
         _progress(console) as progress,
@@ -179,10 +185,10 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
                 _check_finite(step, metrics, keeper)
                 keeper.save(step, saved_arrays(state), position)
             for evaluation in _due(config, step):
+                _check_finite(step, metrics, keeper)
                 _evaluate(config, evaluation, state.best_params, vocabulary, workdir, step, log, console)
                 # An evaluation is not training time.
                 begun, begun_at = time.perf_counter(), step
-        keeper.close()
     return state
 
 
@@ -214,6 +220,7 @@ def check_resumable(config: Experiment, checkpoints: Path, vocabulary: text.Voca
     for what, same in (
         ("model", before.model == config.model),
         ("vocabulary", store.read_vocabulary(checkpoints).digest() == vocabulary.digest()),
+        ("moving average", bool(before.optim.average) == bool(config.optim.average)),
     ):
         if not same:
             raise ValueError(
@@ -232,14 +239,15 @@ def _settings(plain: Any, path: str = "") -> dict[str, Any]:
     return {k: v for name, part in plain.items() for k, v in _settings(part, f"{path}.{name}".lstrip(".")).items()}
 
 
-def take_over(config: Experiment, params: Any, console: rich.console.Console) -> Any:
-    """`params` with those of init.checkpoint in their places, by name.
+def check_init(config: Experiment, abstract: Any) -> set[str]:
+    """The paths of the parameters (arrays or shapes) that init.checkpoint gives.
 
     Raises:
+      FileNotFoundError: init.checkpoint is none.
       ValueError: names or shapes that differ and that init.new and init.unused do not name.
     """
     folder, step = store.find(config.init.checkpoint)
-    saved, here = store.saved_shapes(folder, step), {k: tuple(v.shape) for k, v in param_rules.paths(params).items()}
+    saved, here = store.saved_shapes(folder, step), {k: tuple(v.shape) for k, v in param_rules.paths(abstract).items()}
 
     def named(path: str, patterns: tuple[str, ...]) -> bool:
         return any(re.fullmatch(pattern, path) for pattern in patterns)
@@ -254,11 +262,16 @@ def take_over(config: Experiment, params: Any, console: rich.console.Console) ->
             f"init.checkpoint {config.init.checkpoint!r} does not fit the model: {'; '.join(sorted(faults)[:10])}"
             f"{f' and {len(faults) - 10} more' if len(faults) > 10 else ''}. Name them in init.new or init.unused."
         )
-    theirs = store.read_some(
-        folder, step, {path: leaf for path, leaf in param_rules.paths(params).items() if path in common}
-    )
-    console.print(f"{len(common)} parameters from {folder} step {step}, {len(here) - len(common)} new")
-    leaves = [theirs.get(path, leaf) for path, leaf in param_rules.paths(params).items()]
+    return common
+
+
+def take_over(config: Experiment, params: Any, console: rich.console.Console) -> Any:
+    """`params` with those of init.checkpoint in their places, by name. Raises what `check_init` does."""
+    here, common = param_rules.paths(params), check_init(config, params)
+    folder, step = store.find(config.init.checkpoint)
+    theirs = store.read_some(folder, step, {path: leaf for path, leaf in here.items() if path in common})
+    console.print(f"{len(common)} parameters from {folder} step {step}, {len(here) - len(common)} new", soft_wrap=True)
+    leaves = [theirs.get(path, leaf) for path, leaf in here.items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
@@ -298,21 +311,15 @@ def _evaluate(
 
 
 def _check_finite(step: int, metrics: Metrics, keeper: store.Store) -> None:
-    """Raises NonFiniteLoss, and takes away the checkpoint that would lead to the same step again if there is an earlier
-    one.
-    """
+    """Raises NonFiniteLoss. Where loss and gradient of a step are finite, so are the parameters saved with it."""
     wrong = {name: float(metrics[name]) for name in ("loss", "gradient_norm")}
     wrong = {name: value for name, value in wrong.items() if not np.isfinite(value)}
     if not wrong:
         return
     keeper.wait()
-    steps = keeper.steps()
-    if len(steps) > 1 and steps[-1] == step - 1:
-        keeper.delete(steps.pop())
-    left = f"the checkpoint of step {steps[-1]} is good" if steps else "no checkpoint was saved before"
-    advice = "start again: the run resumes there" if steps else "start again"
-    if steps and steps[-1] == step - 1:
-        left, advice = f"the only checkpoint, of step {step - 1}, led to it", "start again in another --workdir"
+    good = keeper.latest()
+    left = "no checkpoint was saved before" if good is None else f"the checkpoint of step {good} is good"
+    advice = "start again" if good is None else "start again: the run resumes there"
     what = " and ".join(f"{name.replace('_', ' ')} {value}" for name, value in wrong.items())
     raise NonFiniteLoss(
         f"step {step} has {what}, expected finite numbers; {left}. "

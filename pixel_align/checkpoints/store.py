@@ -46,10 +46,6 @@ class Store:
         """The newest whole step, None before the first."""
         return max(self.steps(), default=None)
 
-    def delete(self, step: int) -> None:
-        """Takes a step away."""
-        self._manager.delete(step)
-
     def save(self, step: int, arrays: dict[str, Any], position: dict[str, Any]) -> None:
         """Starts saving; returns when the arrays have been copied and may be donated.
 
@@ -71,6 +67,12 @@ class Store:
     def wait(self) -> None:
         """Until what was started is on disk."""
         self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
