@@ -22,14 +22,25 @@ SETS = {
     ),
 }
 
+# What the extra [data] brings.
+EXTRA = ("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 2 where the input is at fault, said in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m data_pipelines", description="Build and list data sets.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    building = verbs.add_parser("build", help="make a TFDS set from the publisher's files", add_help=False)
-    building.add_argument("set", choices=sorted(SETS))
+    sets = "\n".join(f"  {name:<24}{what}" for name, (_, what) in sorted(SETS.items()))
+    building = verbs.add_parser(
+        "build",
+        help="make a TFDS set from the publisher's files",
+        usage="python -m data_pipelines build SET [options]",
+        epilog=f"sets:\n{sets}\n\n`python -m data_pipelines build SET --help` says the options of a set.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,  # after the name of a set, --help asks for the set's options
+    )
+    building.add_argument("set", choices=sorted(SETS), nargs="?", metavar="SET", help="which set; see below")
     listing = verbs.add_parser("list", help="sets that can be built, and those that are there")
     listing.add_argument(
         "--data-dir", default=os.environ.get("TFDS_DATA_DIR"), metavar="DIR", help="default: $TFDS_DATA_DIR"
@@ -40,17 +51,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         print(describe(args.data_dir))
         return 0
+    if args.set is None:
+        if not {"-h", "--help"} & set(rest):
+            building.error("the following arguments are required: SET")
+        building.print_help()
+        return 0
     # TensorFlow and TFDS speak of their own affairs; both must be told before they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nothing is computed here; on, it announces itself
     logging.set_verbosity(logging.ERROR)
-    module = importlib.import_module(SETS[args.set][0])
+    try:
+        module = importlib.import_module(SETS[args.set][0])
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        advice = "Install it: pip install 'pixel-align[data]'."
+        print(f"error: module {error.name!r} is not installed, expected it for data. {advice}", file=sys.stderr)
+        return 2
     options = argparse.ArgumentParser(prog=f"python -m data_pipelines build {args.set}", description=SETS[args.set][1])
     module.add_arguments(options)
     try:
         module.main(options.parse_args(rest))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # no permission, no room on the disk, a file where a folder should be
+        what = "a file" if error.filename is None else repr(error.filename)
+        said = f"{what} is of no use ({error.strerror or error}), expected one to read or write."
+        print(f"error: {said} Mend that or choose another place.", file=sys.stderr)
         return 2
     return 0
 

@@ -28,13 +28,21 @@ Set = Annotated[
 Checkpoint = Annotated[str, typer.Option(help="A run folder, a checkpoint folder, or one step of it.")]
 
 
-@app.callback()
-def _app(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from pixel_align import __version__
 
         typer.echo(__version__)
         raise typer.Exit()
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """See `pixel-align VERB --help`."""
 
 
 @app.command()
@@ -86,7 +94,7 @@ def evaluate(
         folder, step = store.find(checkpoint)
         experiment = config.override(config.from_json(Experiment, store.read_config(folder)), changes or ())
         evaluation = Eval(task=task, split=split, mode=mode, limit=limit, batch_size=batch_size)
-        data.check_task(experiment.data, task, split)
+        evaluator.check(experiment, evaluation)
         params = predict.load_params(experiment, folder, step)
         console = rich.console.Console(stderr=True)
         result = evaluator.evaluate(
@@ -97,7 +105,8 @@ def evaluate(
             controls=controls,
             wrap=lambda batches: rich.progress.track(batches, "evaluate", console=console),
         )
-        target = Path(out) if out else folder.parent / "evaluations" / f"{task}-{split}"
+        run = folder.parent if folder.name == "checkpoints" else folder
+        target = Path(out) if out else run / "evaluations" / f"{task}-{split}"
         evaluator.write(result, target)
         table = rich.table.Table("metric", "value", title=f"{task}/{split}, step {step}, {result.examples} examples")
         for name, value in result.metrics.items():
