@@ -17,7 +17,7 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -440,6 +440,24 @@ def dataset(config: DataConfig, name: str, split: str, shard: tuple[int, int]) -
 def check_task(config: DataConfig, name: str, split: str) -> None:
     """Raises ValueError unless the task is registered and its set is built with this split."""
     dataset(config, name, split, shard=(0, 1))
+
+
+def scorer(name: str) -> Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]:
+    """(targets, predictions) -> figures by all metrics of a registered Task.
+
+    Raises:
+      ValueError: a Task without metrics.
+    """
+    import seqio
+
+    functions = seqio.TaskRegistry.get(name).metric_fns
+    if not functions:
+        raise ValueError(f"task {name!r} has no metrics, expected a task that can be scored. Evaluate another one.")
+
+    def score(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        return {key: value for function in functions for key, value in function(targets, predictions).items()}
+
+    return score
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

@@ -19,6 +19,7 @@ import rich.progress
 from pixel_align import data, models, optim, param_rules, sharding, text
 from pixel_align.batch import check
 from pixel_align.checkpoints import store
+from pixel_align.evaluation import evaluator
 from pixel_align.experiment import Eval, Experiment
 from pixel_align.metrics_log import MetricsLog
 from pixel_align.settings import from_json, to_json, to_plain
@@ -81,10 +82,10 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     vocabulary = find_vocabulary(config, checkpoints)
     check_resumable(config, checkpoints, vocabulary)
     converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
-    for task, split in [(name, config.data.split) for name in data.rates(config.data)] + [
-        (evaluation.task, evaluation.split) for evaluation in config.evals
-    ]:
-        data.check_task(config.data, task, split)
+    for task in data.rates(config.data):
+        data.check_task(config.data, task, config.data.split)
+    for evaluation in config.evals:
+        evaluator.check(config, evaluation)
 
     # ---- Mesh, and the state as shapes: nothing is allocated yet.
     mesh = sharding.make_mesh(config.mesh)
@@ -297,8 +298,6 @@ def _evaluate(
     console: rich.console.Console,
 ) -> None:
     """One evaluation inside a run: metrics into the log, a sheet of pictures into the work folder."""
-    from pixel_align.evaluation import evaluator
-
     result = evaluator.evaluate(config, evaluation, params, vocabulary)
     name = _name(evaluation)
     log.write(step, {f"{name}/{key}": value for key, value in result.metrics.items()})

@@ -61,8 +61,8 @@ def evaluate(
     Raises:
       ValueError: unknown task, split or mode, or no example.
     """
-    if evaluation.mode not in MODES:
-        raise ValueError(f"mode is {evaluation.mode!r}, expected one of {', '.join(MODES)}. Choose one of them.")
+    check(config, evaluation)
+    score = data.scorer(evaluation.task)
     converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
     encode, answer = predict.compiled(config.model)
     targets: list[dict[str, Any]] = []
@@ -122,20 +122,28 @@ def evaluate(
             "Check data.dir."
         )
     names = sorted({name for target in targets for name in target["object_names"]})
-    metrics = traces.score(targets, said)
+    metrics = score(targets, said)
     if shuffled:
-        metrics |= _prefixed("shuffled", traces.score(shuffled_targets, shuffled))
+        metrics |= _prefixed("shuffled", score(shuffled_targets, shuffled))
     if controls:
         exchanged = [traces.swapped(t, p, names) for t, p in zip(targets, said, strict=True)]
-        metrics |= _prefixed("swapped", traces.score(targets, exchanged))
+        metrics |= _prefixed("swapped", score(targets, exchanged))
         for reader, function in traces.READERS.items():
-            blind = traces.score(targets, [function(t, names) for t in targets])
+            blind = score(targets, [function(t, names) for t in targets])
             metrics |= _prefixed(reader, {key: blind[key] for key in ("point_distance", "inside_box")})
     sheet = None
     if drawn:
         pictures = [draw.annotate(pixels, p.words, *p.places()) for pixels, p in drawn]
         sheet = draw.sheet(pictures, columns=min(4, len(pictures)))
     return Result(metrics, lines, sheet, len(targets))
+
+
+def check(config: Experiment, evaluation: Eval) -> None:
+    """Raises ValueError, before anything is computed, for an evaluation that cannot be done."""
+    if evaluation.mode not in MODES:
+        raise ValueError(f"mode is {evaluation.mode!r}, expected one of {', '.join(MODES)}. Choose one of them.")
+    data.check_task(config.data, evaluation.task, evaluation.split)
+    data.scorer(evaluation.task)
 
 
 class _Seen(NamedTuple):
