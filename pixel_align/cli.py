@@ -86,7 +86,7 @@ def evaluate(
         import rich.progress
         import rich.table
 
-        from pixel_align import config, data, predict
+        from pixel_align import config, predict
         from pixel_align.checkpoints import store
         from pixel_align.evaluation import evaluator
         from pixel_align.experiment import Eval, Experiment
