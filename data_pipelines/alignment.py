@@ -43,8 +43,7 @@ def clean_strokes(traces: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def path_within(strokes: Sequence[np.ndarray], start: float, end: float) -> list[np.ndarray]:
-    """The parts of the recorded path inside [start, end], as float[n, 3] of (x, y, t), one array per stroke that has
-    any.
+    """The parts of the recorded path inside [start, end]: float[n, 3] of (x, y, t) for each stroke that has any.
 
     Each part is the stroke's own points inside the span and, where the stroke goes on beyond the span, its interpolated
     position at the span's edge. Nothing is extrapolated: before a stroke's first and after its last point there is no
@@ -76,6 +75,7 @@ def utterance_places(utterances: Sequence[Utterance], traces: Sequence[np.ndarra
     Args:
         utterances: U of them, in any order, spans of any length.
         traces: strokes as recorded, each float[n, 3] of (x, y, t), in any order.
+
     An utterance has a place if some of the recorded path lies in its span and inside the picture. Coordinates beyond
     the picture's edge are moved onto the edge. Time between strokes has no weight. Strokes of a single moment count for
     the box, and for points and centre only where nothing longer is recorded.
@@ -128,8 +128,7 @@ def by_text(caption: str, utterances: Sequence[Utterance]) -> np.ndarray:
 
 
 def by_proportion(num_words: int, valid: np.ndarray) -> np.ndarray:
-    """int32[num_words]: the utterance of each word by relative position alone. The published rule, kept to compare
-    with.
+    """int32[num_words]: the utterance of each word by relative position alone; the published rule, for comparison.
 
     Word k of n (from 1) stands at k / n of the way from the first to the last utterance that has a place, and takes the
     nearest of those (the earlier one of two equally near); no text is compared, a word without a place borrows its

@@ -50,7 +50,7 @@ class Instances:
                 objects = _objects(found.get(image_id, []), size)
                 for key in {str(image_id), Path(image.get("file_name", str(image_id))).stem}:
                     self._objects[key], self._sizes[key] = objects, size
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"instances file {str(path)!r} is broken ({type(error).__name__}: {error}), expected COCO instances: "
                 "images, annotations, categories. Check --instances."

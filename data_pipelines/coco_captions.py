@@ -11,6 +11,7 @@ import argparse
 import functools
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import DataError, sources
 from data_pipelines import localized_narratives as ln
+from data_pipelines.narratives import annotation_files
 
 NAME = "coco_captions"
 
@@ -46,7 +48,7 @@ def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
     Raises DataError where a name finds no file, or a file holds no COCO captions.
     """
-    for path in ln.annotation_files(patterns):
+    for path in annotation_files(patterns):
         for annotation in _annotations(path):
             # Some captions end with a space or a new line. What is missing or no text is refused as in any narrative.
             caption = annotation.get("caption")
@@ -68,7 +70,7 @@ def _annotations(path: Path) -> list[dict[str, Any]]:
         annotations = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)["annotations"]
         if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
             raise TypeError("annotations is no list of objects")
-    except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"captions file {str(path)!r} is broken ({type(error).__name__}: {error}), expected COCO captions: images, "
             "annotations. Check --annotations."

@@ -51,13 +51,22 @@ def only_builder(folder: Path) -> Iterator[None]:
 
 
 def write_records(path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Any]) -> tuple[int, int]:
-    """Writes examples as one TFRecord file. Returns (number of examples, bytes of the encoded examples)."""
+    """Writes examples as one TFRecord file. Returns (number of examples, bytes of the encoded examples).
+
+    Raises DataError where the file cannot be written: a full disk, a folder that allows no writing.
+    """
     count = size = 0
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for example in examples:
-            record = features.serialize_example(example)
-            writer.write(record)
-            count, size = count + 1, size + len(record)
+    try:
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for example in examples:
+                record = features.serialize_example(example)
+                writer.write(record)
+                count, size = count + 1, size + len(record)
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"writing {str(path)!r} failed ({error.message}), expected a disk with room. Make room, or choose another "
+            "--out."
+        ) from error
     return count, size
 
 
@@ -99,6 +108,18 @@ def finish_parts(folder: Path, weights: list[int], write: Callable[[int, Path], 
                 reports.append(report)
                 bar.advance(task, weight)
     return reports
+
+
+def existing_reports(folder: Path) -> list[Report]:
+    """The descriptions of the parts that are done."""
+    return [read_json(path) for path in sorted(folder.glob("[0-9]*.json"))]
+
+
+def drop(folder: Path, outdated: Callable[[Report], bool]) -> None:
+    """Parts whose description is `outdated` are no longer done."""
+    for path in sorted(folder.glob("[0-9]*.json")):
+        if outdated(read_json(path)):
+            path.unlink()
 
 
 def join_split(builder: tfds.core.DatasetBuilder, split: str, folder: Path, reports: list[Report]) -> None:

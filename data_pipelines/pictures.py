@@ -12,7 +12,6 @@ import PIL.Image
 from data_pipelines import DataError
 from pixel_align.image import read_image
 
-MAX_PIXELS = 100_000_000  # a file that claims more is refused unread: it would fill the memory
 MAX_SIDE = 1024  # larger pictures are stored reduced to this; models see a few hundred pixels of it
 QUALITY = 95  # of the JPEGs that are written anew
 
@@ -37,8 +36,16 @@ class PictureIndex:
             if not folder.is_dir():
                 raise DataError(f"image folder is {str(folder)!r}, expected a folder that exists. Check --images.")
             by_name: dict[str, Path | None] = {}
-            for parent, _, names in os.walk(folder, followlinks=True):
-                for name in names:
+            visited: set[str] = set()
+            for parent, below, names in os.walk(folder, followlinks=True):
+                real = os.path.realpath(parent)
+                if real in visited:  # links can lead in circles
+                    below.clear()
+                    continue
+                visited.add(real)
+                # In a fixed order, on every disk; folders before links to them.
+                below.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+                for name in sorted(names):
                     path = Path(parent, name)
                     if path.suffix.lower() not in _SUFFIXES:
                         continue
@@ -66,8 +73,7 @@ def upright_jpeg(path: str | os.PathLike[str], max_pixels: int, max_side: int) -
     """A picture file -> (bytes of an upright RGB JPEG, its (height, width) in pixels).
 
     A file that already is that, and no larger than `max_side`, keeps its bytes; it is decoded all the same, so that
-    what is stored is known to be whole. Everything else is converted (see `read_image`), reduced and written at quality
-    95.
+    what is stored is known to be whole. Everything else is converted (see `read_image`), reduced and written anew.
 
     Raises:
       pixel_align.image.ImageError: not a whole picture of at most `max_pixels` pixels; the message names the file.

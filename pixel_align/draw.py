@@ -30,9 +30,8 @@ PALETTE = (
     (77, 104, 16), (79, 70, 229), (178, 34, 34), (15, 118, 110), (134, 25, 143), (107, 68, 50), (71, 85, 105),
 )  # fmt: skip
 INK, GRAY, PAGE = (31, 35, 40), (128, 134, 142), (255, 255, 255)
-_FINE = (
-    2  # the page is drawn this many times too large and averaged: PIL's lines and discs have no soft edges of their own
-)
+# The page is drawn this many times too large and averaged: PIL's lines and discs have no soft edges of their own.
+_FINE = 2
 
 
 @dataclasses.dataclass
@@ -42,9 +41,8 @@ class _Mark:
     words: list[int]
     colour: tuple[int, int, int]
     path: np.ndarray  # [P, 2]
-    first: tuple[
-        float, float
-    ]  # where its first word is: later ones are compared with that, so that no chain of words drifts
+    # Where its first word is: later ones are compared with that, so that no chain of words drifts.
+    first: tuple[float, float]
     target: np.ndarray | None = None  # [2]
     box: np.ndarray | None = None  # [4]
     mask: np.ndarray | None = None  # bool[h, w] of the given picture
@@ -69,10 +67,10 @@ def annotate(
     """The picture with the places of the words marked on it, and the sentence below.
 
     Args:
-      image: uint8[H, W, 3] of any size; its longest side becomes `side` pixels. words: the words of the sentence, W of
-      them. points: W times float[P, 2], or None for a word without a place. The mark sits at their mean; three or more
-      are also
-        drawn as a path.
+      image: uint8[H, W, 3] of any size; its longest side becomes `side` pixels.
+      words: the words of the sentence, W of them.
+      points: W times float[P, 2], or None for a word without a place. The mark sits at their mean; three or more are
+        also drawn as a path.
       boxes: W times float[4] xyxy, or None.
       masks: W times bool[H, W], or None.
       title: a line above the picture.

@@ -6,8 +6,7 @@ matched, and a rule that decides nothing is an error: most likely it is misspelt
 
 A value may be a function of the layer number (0 for the first). In a stack that is written out (`.../layers_3/...`) it
 is called with that number; on a leaf that holds all layers stacked along axis 0 (`.../layers/...`) it is called for
-each,
-and the value is an array [layers, 1, ..., 1] that broadcasts against the leaf.
+each, and the value is an array [layers, 1, ..., 1] that broadcasts against the leaf.
 """
 
 import dataclasses
@@ -31,7 +30,8 @@ class PartRules:
     Attributes:
       sharding: tuple of mesh axes (or None) for the last axes of a parameter after a leading Ellipsis, () = replicated.
       weight_decay: factor on the optimizer's weight decay.
-      trainable: bool. lr_multiplier: factor on the learning rate.
+      trainable: bool.
+      lr_multiplier: factor on the learning rate.
     """
 
     sharding: Rules

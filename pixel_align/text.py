@@ -96,7 +96,7 @@ class SentencePieceVocabulary(Vocabulary):
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not a SentencePiece model, or one without pad, end or unknown token.
+      ValueError: not a SentencePiece model, one without pad, end or unknown token, or with others than pad 0, end 1.
     """
 
     filename = "vocabulary.model"
@@ -128,6 +128,11 @@ class SentencePieceVocabulary(Vocabulary):
                     f"{name} of {str(path)!r} is not set, expected a token. "
                     "Train the model with pad_id=0, eos_id=1, unk_id=2 (pixel_align.text.train_sentencepiece does)."
                 )
+        if (self.pad_id, self.eos_id) != (0, 1):
+            raise ValueError(
+                f"{str(path)!r} has pad_id={self.pad_id}, eos_id={self.eos_id}, expected T5's pad_id=0, eos_id=1: "
+                "decoding relies on them. Train the model so (pixel_align.text.train_sentencepiece does)."
+            )
 
     def encode_with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """See Vocabulary. Normalisation (NFKC, repeated spaces) moves no span: spans are those of the original text.

@@ -114,6 +114,7 @@ def pair_misheard(pairs: Sequence[tuple[int, int]], first: int, second: int) -> 
         pairs: increasing pairs of an alignment.
         first: number of words of the first text.
         second: number of words of the second text.
+
     Where two neighbouring pairs leave equally many words between them on both sides, those are paired in order;
     where the numbers differ nothing says which word is which, and none is paired.
     """

@@ -193,6 +193,11 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"pad_id of .* is not set"):
         load_vocabulary(without_pad)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_prefix=str(tmp_path / "other"), vocab_size=48, minloglevel=2, pad_id=3
+    )
+    with pytest.raises(ValueError, match=r"has pad_id=3, eos_id=2, expected T5's pad_id=0, eos_id=1"):
+        load_vocabulary(tmp_path / "other.model")
 
 
 def test_predicting_needs_no_tensorflow() -> None:

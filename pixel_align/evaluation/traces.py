@@ -39,15 +39,15 @@ class Truth(NamedTuple):
 
 
 def named_objects(words: Sequence[str], object_names: Sequence[str], all_names: Collection[str] = ()) -> np.ndarray:
-    """int[W]: the one object that each word, with the words around it, describes; -1 where it describes none or
-    several.
+    """int[W]: the one object that each word, with the words around it, describes; -1 for none or several.
 
     Args:
         words: of a text, in order.
         object_names: of the K objects in the picture, such as "small red circle"; case and order of words do not
-        matter. all_names: names of the whole data set. With them, "blue circle" is a phrase even where nothing is blue,
-        and describes
-            nothing; without them "blue" is just another word there, and "circle" is taken for any circle.
+            matter.
+        all_names: names of the whole data set. With them, "blue circle" is a phrase even where nothing is blue, and
+            describes nothing; without them "blue" is just another word there, and "circle" is taken for any circle.
+
     A phrase is a maximal run of words that occur in names; it also ends after a word that ends names and begins none
     ("circle"), so that two things named side by side stay two. A phrase describes the objects whose names have all its
     words.
@@ -95,11 +95,12 @@ def row(target: Target, prediction: Prediction, all_names: Collection[str] = ())
     Args:
         target, prediction: see the module's text.
         all_names: names of objects in the whole data set; see `named_objects`. With named objects they decide which
-        words of the
-            model's own text should have meant something.
-    Returns: distance float[n], inside bool[n] (teacher-forced); distance_free float[m], inside_free bool[m] for the m
-    words of
-        the model's own text that found what they mean, bearing int[1]: how many should have.
+            words of the model's own text should have meant something.
+
+    Returns:
+        distance float[n], inside bool[n]: teacher-forced.
+        distance_free float[m], inside_free bool[m]: for the m words of the model's own text that found what they mean.
+        bearing int[1]: how many should have.
     """
     means = truth(target, all_names)
     scored = np.flatnonzero(means.known)
@@ -122,10 +123,13 @@ def row(target: Target, prediction: Prediction, all_names: Collection[str] = ())
 def summary(rows: Sequence[Row]) -> dict[str, float]:
     """Figures over all words of all rows; NaN where nothing could be measured.
 
-    point_distance: mean distance of a word's predicted points (their mean) from the centre of what it means, as a share
-    of the canvas side. inside_box: share of those points inside its box. `_free`: on the model's own text; distance
-    over the words that found what they mean, inside_box_free over all that should have, so that an unmatched word never
-    counts as right. matched_words: share of the words that found it; 0 where the model named nothing.
+    Returns:
+        point_distance: mean distance of a word's predicted points (their mean) from the centre of what it means, as a
+            share of the canvas side.
+        inside_box: share of those points inside its box.
+        point_distance_free: the same on the model's own text, over the words that found what they mean.
+        inside_box_free: over all words that should have found it, so that an unmatched word never counts as right.
+        matched_words: share of the words that found it; 0 where the model named nothing.
     """
     distance, inside, distance_free, inside_free, bearing = (
         np.concatenate([row[key] for row in rows]) if rows else np.zeros(0)

@@ -114,6 +114,9 @@ def test_bad_captions_are_counted_and_named(world: tuple[Path, Path], tmp_path: 
     assert report["skipped"]["named"][0] == "captions_val2017.json: caption 8: caption is empty, expected text"
 
 
+GZIPPED = gzip.compress(json.dumps({"annotations": [{"caption": str(i)} for i in range(1000)]}).encode())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -123,12 +126,15 @@ def test_bad_captions_are_counted_and_named(world: tuple[Path, Path], tmp_path: 
         ('{"annotations": [1]}', "is broken (TypeError: annotations is no list of objects)"),
         ('{"annotations": []}', "holds 0 annotations and no caption, expected captions_<split>.json"),
         ('{"annotations": [{"bbox": [0, 0, 1, 1]}]}', "holds 1 annotations and no caption"),
+        ("[" * 200_000, "is broken (RecursionError"),
+        (GZIPPED[:20] + b"\xff" * 20 + GZIPPED[40:], "is broken (error: Error -3 while decompressing data"),
+        (GZIPPED[:-100], "is broken (EOFError"),
     ],
 )
 def test_wrong_files_are_said_in_one_line(
-    world: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+    world: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | bytes, message: str
 ) -> None:
-    world[0].write_text(content, encoding="utf-8")
+    world[0].write_bytes(content if isinstance(content, bytes) else content.encode())
     options = ["--annotations", str(world[0]), "--images", str(world[1]), "--out", str(tmp_path / "data")]
     assert main(["build", "coco_captions", *options]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

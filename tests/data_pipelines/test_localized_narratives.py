@@ -19,10 +19,11 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines import DataError, alignment, coco, parts, pictures
+from data_pipelines import DataError, alignment, building, coco, narratives, parts, pictures
 from data_pipelines import localized_narratives as ln
 from data_pipelines.__main__ import main
 from data_pipelines.alignment import Utterance
+from pixel_align.image import MAX_PIXELS, ImageError, read_image
 
 
 def narrative(image_id: str, caption: str = "a red ball", **changes: Any) -> dict[str, Any]:
@@ -40,6 +41,10 @@ def narrative(image_id: str, caption: str = "a red ball", **changes: Any) -> dic
         "voice_recording": "recordings/1.ogg",
         **changes,
     }
+
+
+def utterance(text: str) -> dict[str, Any]:
+    return {"utterance": text, "start_time": 0.0, "end_time": 1.0}
 
 
 def write_lines(path: Path, records: list[Any]) -> Path:
@@ -85,8 +90,8 @@ def examples(folder: Path, split: str = "train", task: str = ln.NAME, **changes:
 def test_lines_are_read_from_shards_globs_and_gzip(tmp_path: Path) -> None:
     plain = write_lines(tmp_path / "a-0.jsonl", [narrative("1"), "", narrative("2")])
     (tmp_path / "a-1.jsonl").write_bytes(gzip.compress(json.dumps(narrative("3")).encode()))  # gzip without the name
-    skipped = ln.Skipped()
-    found = list(ln.read([str(tmp_path / "a-*.jsonl"), str(plain)], skipped))
+    skipped = narratives.Skipped()
+    found = list(narratives.read([str(tmp_path / "a-*.jsonl"), str(plain)], skipped))
     assert [(where, item.image_id) for where, item in found] == [
         ("a-0.jsonl:1", "1"),
         ("a-0.jsonl:3", "2"),
@@ -113,7 +118,7 @@ def test_lines_are_read_from_shards_globs_and_gzip(tmp_path: Path) -> None:
         (json.dumps(narrative("1", timed_caption=[{"utterance": "a", "start_time": 0}])), "end_time is None"),
         (
             json.dumps(narrative("1", timed_caption=[{"utterance": "a", "start_time": 0, "end_time": float("nan")}])),
-            "end_time is nan, expected a finite number",
+            "end_time is nan, expected a number",
         ),
         (json.dumps(narrative("1", traces=[{"x": 1}])), "traces holds something else"),
         (json.dumps(narrative("1", traces=[[{"x": 0.1, "y": 0.1}]])), "lacks x, y or t"),
@@ -121,35 +126,53 @@ def test_lines_are_read_from_shards_globs_and_gzip(tmp_path: Path) -> None:
         (json.dumps(narrative("1", traces=[[{"x": True, "y": True, "t": False}]])), "lacks x, y or t"),
         (json.dumps(narrative("1", traces=[[{"x": float("inf"), "y": 0.1, "t": 0}]])), "lacks x, y or t"),
         (json.dumps(narrative("1", caption="half \ud83d")), "half of a surrogate pair"),
+        (
+            json.dumps(narrative("1", timed_caption=[{"utterance": "a", "start_time": 0, "end_time": 10**400}])),
+            "end_time is 1000.*expected a number of at most 1e\\+09",
+        ),
+        (json.dumps(narrative("1", traces=[[{"x": 0.1, "y": 0.1, "t": 10**400}]])), "lacks x, y or t"),
+        (json.dumps(narrative("1", traces=[[{"x": [1, 2], "y": 0.1, "t": 0}]])), "lacks x, y or t"),
+        (json.dumps(narrative("1", traces=[[{key: [1, 2, 3] for key in "xyt"}]])), "lacks x, y or t"),
+        (json.dumps(narrative("1", annotator_id=2**70)), "annotator_id is .*expected a number of 64 bits"),
+        ('{"caption": ' + "[" * 200_000 + "]" * 200_000 + "}", "not JSON"),
+        (json.dumps(narrative("1", caption="a " * 2001)), "caption has 2001 words"),
+        (json.dumps(narrative("1", timed_caption=[utterance("a " * 1001)] * 2)), "timed_caption has 2002 words"),
+        (
+            json.dumps(narrative("1", timed_caption=[utterance("")] * 2001)),
+            "timed_caption has 2001 words or utterances",
+        ),
     ],
 )
 def test_a_bad_line_says_why(line: str, why: str) -> None:
-    with pytest.raises(ln.BadRecord, match=why):
-        ln.parse_narrative(line.encode("latin-1") if "\xff" in line else line)
+    with pytest.raises(narratives.BadRecord, match=why):
+        narratives.parse_narrative(line.encode("latin-1") if "\xff" in line else line)
 
 
 def test_what_real_files_hold_is_no_bad_record(samples: Path) -> None:
     fragment = (samples / "localized_narratives" / "ln_record_without_traces_FRAGMENT.json").read_text()
-    read = ln.parse_narrative(fragment)
+    read = narratives.parse_narrative(fragment)
     assert read.traces == () and read.utterances[0] == Utterance("In the", 0.0, 0.0)
     odd = narrative("1", traces=[[], [{"x": -0.1, "y": 1.2, "t": 3}, {"x": 0.5, "y": 0.5, "t": 1}]])
-    assert [len(stroke) for stroke in ln.parse_narrative(json.dumps(odd)).traces] == [0, 2]
-    assert ln.parse_narrative(json.dumps(narrative(5))).image_id == "5"  # an id as a number
-    assert ln.parse_narrative(json.dumps(narrative("1", timed_caption=[], traces=[]))).utterances == ()
+    assert [len(stroke) for stroke in narratives.parse_narrative(json.dumps(odd)).traces] == [0, 2]
+    assert len(narratives.parse_narrative(json.dumps(narrative("1", caption="a " * 2000))).caption) == 4000
+    assert narratives.parse_narrative(json.dumps(narrative(5))).image_id == "5"  # an id as a number
+    assert narratives.parse_narrative(json.dumps(narrative("1", timed_caption=[], traces=[]))).utterances == ()
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     whole = gzip.compress(json.dumps(narrative("1")).encode() * 1000)
     (tmp_path / "short.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "damaged.jsonl.gz").write_bytes(whole[:20] + b"\xff" * 20 + whole[40:])
     for name, message in (
         ("none.jsonl", "expected a file that exists"),
         ("none-*.jsonl", "expected a file that exists"),
         ("empty.jsonl", "is empty, expected one narrative per line"),
-        ("short.jsonl.gz", "ends too soon"),
+        ("short.jsonl.gz", "short.jsonl.gz' is broken"),
+        ("damaged.jsonl.gz", "damaged.jsonl.gz' is broken"),
     ):
         with pytest.raises(DataError, match=message):
-            list(ln.read_lines([str(tmp_path / name)]))
+            list(narratives.read_lines([str(tmp_path / name)]))
 
 
 # Pictures
@@ -170,9 +193,58 @@ def test_pictures_are_found_by_id(tmp_path: Path) -> None:
         pictures.PictureIndex([tmp_path / "none"])
 
 
+def test_links_may_lead_in_circles_and_the_order_of_the_disk_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("z/1.jpg", "z/2.jpg", "z/2.png", "z/deep/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    (tmp_path / "z" / "deep" / "loop").symlink_to(tmp_path)
+    index = pictures.PictureIndex([tmp_path])
+    assert len(index) == 3
+    assert index.find("1") == tmp_path / "z/1.jpg" and index.find("z/2") == tmp_path / "z/2.jpg"
+    scandir = os.scandir
+
+    class Reversed(list):  # as os.walk wants it
+        def __enter__(self) -> "Reversed":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __next__(self) -> Any:
+            if not self:
+                raise StopIteration
+            return self.pop(0)
+
+        def __iter__(self) -> "Reversed":
+            return self
+
+    def backwards(path: str) -> Reversed:
+        with scandir(path) as entries:
+            return Reversed(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr(os, "scandir", backwards)
+    again = pictures.PictureIndex([tmp_path])
+    assert (again._by_path, again._by_name) == (index._by_path, index._by_name)
+
+
+def test_what_is_stored_can_be_read_again() -> None:
+    """Building and predicting share one limit; a larger stored side could break it."""
+    side = int(MAX_PIXELS**0.5)
+    assert ln.Inputs((), ()).max_pixels == MAX_PIXELS
+    content, size = pictures.encode_jpeg(
+        np.zeros((side + 10, side + 10, 3), np.uint8), ln.Inputs((), (), max_side=side).max_side
+    )
+    assert size == (side, side) and read_image(content).shape == (side, side, 3)
+    with pytest.raises(DataError, match=f"--max-side is {side + 1}, expected 1 to {side} pixels"):
+        ln.Inputs((), (), max_side=side + 1)
+
+
 def test_an_upright_rgb_jpeg_keeps_its_bytes(tmp_path: Path) -> None:
     path = save_picture(tmp_path / "a.jpg", (32, 24))
-    content, size = pictures.upright_jpeg(path, pictures.MAX_PIXELS, pictures.MAX_SIDE)
+    content, size = pictures.upright_jpeg(path, MAX_PIXELS, pictures.MAX_SIDE)
     assert content == path.read_bytes() and size == (24, 32)
 
 
@@ -192,7 +264,7 @@ def test_other_modes_become_rgb(tmp_path: Path, name: str, mode: str, options: d
         PIL.Image.fromarray(np.full((24, 32), 40000, np.uint16)).save(path)
     else:
         save_picture(path, (32, 24), mode, **options)
-    content, size = pictures.upright_jpeg(path, pictures.MAX_PIXELS, pictures.MAX_SIDE)
+    content, size = pictures.upright_jpeg(path, MAX_PIXELS, pictures.MAX_SIDE)
     with PIL.Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 24))
     assert size == (24, 32)
@@ -205,7 +277,7 @@ def test_a_rotated_picture_is_stored_upright(tmp_path: Path) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     PIL.Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    content, size = pictures.upright_jpeg(tmp_path / "a.jpg", pictures.MAX_PIXELS, pictures.MAX_SIDE)
+    content, size = pictures.upright_jpeg(tmp_path / "a.jpg", MAX_PIXELS, pictures.MAX_SIDE)
     assert size == (32, 24)
     with PIL.Image.open(io.BytesIO(content)) as image:
         upright = np.asarray(image).astype(int)
@@ -215,10 +287,10 @@ def test_a_rotated_picture_is_stored_upright(tmp_path: Path) -> None:
 
 def test_large_pictures_are_reduced_and_larger_ones_refused(tmp_path: Path) -> None:
     path = save_picture(tmp_path / "a.jpg", (400, 100))
-    content, size = pictures.upright_jpeg(path, pictures.MAX_PIXELS, 100)
+    content, size = pictures.upright_jpeg(path, MAX_PIXELS, 100)
     with PIL.Image.open(io.BytesIO(content)) as image:
         assert image.size == (100, 25) and size == (25, 100)
-    with pytest.raises(ln.ImageError, match="40000 pixels, expected at most 1000"):
+    with pytest.raises(ImageError, match="40000 pixels, expected at most 1000"):
         pictures.upright_jpeg(path, 1000, 100)
 
 
@@ -311,7 +383,7 @@ def test_the_proportional_rule_in_the_graph_is_the_one_of_the_alignment() -> Non
 
 def test_one_go_and_parts_make_the_same_set(world: tuple[Path, Path], tmp_path: Path) -> None:
     ln.build(tmp_path / "parts", "train", inputs_of(world), shards=3)
-    builder = ln.builder_class(ln.NAME)(inputs={"train": inputs_of(world)}, data_dir=tmp_path / "whole")
+    builder = building.builder_class(ln.NAME)(inputs={"train": inputs_of(world)}, data_dir=tmp_path / "whole")
     builder.download_and_prepare()
     shards = list((tmp_path / "parts").glob("*/*/*.tfrecord-*"))
     assert 1 <= len(shards) <= 2 and all(shard.stat().st_size for shard in shards)  # two pictures: no empty shard
@@ -348,7 +420,7 @@ def test_bad_records_and_pictures_are_counted_and_named(world: tuple[Path, Path]
     assert built.report["skipped"]["total"] == 4 and built.report["narratives"] == 2
     named = built.report["skipped"]["named"]
     assert any(name.startswith("narratives.jsonl:1: not JSON") for name in named)
-    assert any(name.startswith("narratives.jsonl:3 (image 2)") for name in named)
+    assert "2: no file of this id in --images" in named
     assert any(name.startswith("3: content of") and "broken" in name for name in named)
     assert "left out" in ln.describe(built) and "bad picture: 2" in ln.describe(built)
     assert parts.read_json(built.folder / "build_report-train.json") == built.report
@@ -361,6 +433,113 @@ def test_a_mended_picture_needs_no_new_build(world: tuple[Path, Path], tmp_path:
         ln.build(tmp_path / "out", "train", inputs_of(world))
     (world[1] / "000000000001.jpg").write_bytes(whole)
     assert ln.build(tmp_path / "out", "train", inputs_of(world)).report["pictures"] == 2
+
+
+def test_pictures_that_came_later_are_found_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only parts that lost a picture are made again, and only when its file is another one."""
+    annotations = write_lines(tmp_path / "narratives.jsonl", [narrative(str(i)) for i in range(12)])
+    for i in range(12):
+        save_picture(tmp_path / "images" / f"{i}.jpg")
+    whole = (tmp_path / "images" / "3.jpg").read_bytes()
+    (tmp_path / "images" / "3.jpg").write_bytes(whole[:200])
+    (tmp_path / "images" / "5.jpg").unlink()
+    inputs = inputs_of((annotations, tmp_path / "images"), max_skipped="2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "join_split", lambda *_: 1 / 0)  # ended when all parts are done
+        with pytest.raises(ZeroDivisionError):
+            ln.build(tmp_path / "out", "train", inputs, shards=4)
+    (tmp_path / "out" / ln.NAME / "incomplete.train_1.0.0" / "forgotten").unlink()  # and before they are joined
+    written, write_records = [], parts.write_records
+    monkeypatch.setattr(
+        parts, "write_records", lambda path, *rest: (written.append(path.stem), write_records(path, *rest))[1]
+    )
+    (tmp_path / "images" / "3.jpg").write_bytes(whole)
+    (tmp_path / "images" / "5.jpg").write_bytes(whole)
+    report = ln.build(tmp_path / "out", "train", inputs, shards=4).report
+    assert report["pictures"] == 12 and report["skipped"]["total"] == 0 and 1 <= len(written) <= 2
+
+
+@pytest.mark.parametrize("step", ["write_split_infos", "_forget", "join_split"])
+def test_a_replacement_ended_at_any_step_is_finished_by_the_next_run(
+    world: tuple[Path, Path], tmp_path: Path, step: str
+) -> None:
+    ln.build(tmp_path / "out", "train", inputs_of(world), shards=2)
+    where = building if step == "_forget" else parts
+    function = getattr(where, step)
+
+    def ended(*args: Any) -> None:
+        function(*args)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, step, ended)
+        with pytest.raises(KeyboardInterrupt):
+            ln.build(tmp_path / "out", "train", inputs_of(world, max_side=16), shards=2, overwrite=True)
+    built = ln.build(tmp_path / "out", "train", inputs_of(world, max_side=16), shards=2)
+    assert len(examples(tmp_path / "out")) == 3 and built.fresh
+    again = ln.build(tmp_path / "out", "train", inputs_of(world, max_side=16), shards=2)
+    assert not again.fresh and "already built" in ln.describe(again) and "--overwrite" in ln.describe(again)
+    assert "already built" not in ln.describe(built)
+
+
+def test_an_overwrite_that_cannot_be_leaves_the_old_split(world: tuple[Path, Path], tmp_path: Path) -> None:
+    ln.build(tmp_path / "out", "train", inputs_of(world))
+    bad = write_lines(tmp_path / "bad.jsonl", ["{"])
+    for inputs in (
+        inputs_of((bad, world[1])),
+        inputs_of((world[0], tmp_path / "none")),
+        inputs_of(world, instances=str(bad)),
+        inputs_of(world, max_pixels=10),
+    ):
+        with pytest.raises(DataError):
+            ln.build(tmp_path / "out", "train", inputs, overwrite=True)
+        assert len(examples(tmp_path / "out")) == 3
+        assert (tmp_path / "out" / ln.NAME / "1.0.0" / "image_ids-train.txt").exists()
+
+
+def test_a_forgotten_split_leaves_no_file(world: tuple[Path, Path], tmp_path: Path) -> None:
+    built = ln.build(tmp_path / "out", "train", inputs_of(world))
+    building._forget(
+        building.builder_class(ln.NAME)(data_dir=tmp_path / "out"),
+        built.folder,
+        "train",
+        built.folder / "build_report-train.json",
+    )
+    assert not list(built.folder.glob("*train*"))
+
+
+def test_the_same_bytes_are_the_same_input(world: tuple[Path, Path], tmp_path: Path) -> None:
+    content = world[0].read_bytes()
+    ln.build(tmp_path / "out", "train", inputs_of(world))
+    os.utime(world[0], (1, 1))
+    assert not ln.build(tmp_path / "out", "train", inputs_of(world)).fresh
+    (tmp_path / "copy.jsonl").write_bytes(content)
+    assert not ln.build(tmp_path / "out", "train", inputs_of((tmp_path / "copy.jsonl", world[1]))).fresh
+    world[0].write_bytes(content.replace(b"ball", b"bell"))  # as long as before
+    with pytest.raises(DataError, match="is from other inputs"):
+        ln.build(tmp_path / "out", "train", inputs_of(world))
+
+
+def test_many_shards_open_few_files(world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "_OPEN", 3)
+    held: list[int] = []
+    index = building._index
+
+    def counting(*args: Any) -> Any:
+        found = index(*args)
+        held.append(len(list((args[1] / "buckets").iterdir())))
+        return found
+
+    monkeypatch.setattr(building, "_index", counting)
+    built = ln.build(tmp_path / "out", "train", inputs_of(world), shards=50)
+    assert held == [3] and built.report["pictures"] == 2 and built.report["shards"] == 2
+    assert len(examples(tmp_path / "out")) == 3
+
+
+def test_a_full_disk_is_one_line() -> None:
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    with pytest.raises(DataError, match="writing '/dev/full' failed .*expected a disk with room"):
+        parts.write_records(Path("/dev/full"), features, [{"text": "a" * 1000}] * 1000)
 
 
 @pytest.mark.parametrize(("setting", "limit"), [("1%", 2), ("0%", 0), ("7", 7), ("12.5%", 17)])
@@ -391,7 +570,7 @@ def test_a_second_builder_is_turned_away(world: tuple[Path, Path], tmp_path: Pat
 
 
 def test_large_sets_have_at_least_64_shards() -> None:
-    assert [ln._number_of_shards(images) for images in (1, 800, 801, 10_000, 10_001, 118_287, 504_413)] == [
+    assert [building._number_of_shards(images) for images in (1, 800, 801, 10_000, 10_001, 118_287, 504_413)] == [
         1, 1, 2, 16, 64, 256, 256,
     ]  # fmt: skip
 
@@ -529,7 +708,14 @@ def test_build_and_list_from_the_command_line(
         ({"--images": "none"}, "image folder is 'none', expected a folder that exists."),
         ({"--instances": "none"}, "instances file is 'none', expected a file that exists."),
         ({"--max-skipped": "few"}, "--max-skipped is 'few', expected a number or a share"),
+        ({"--max-skipped": "nan%"}, "--max-skipped is 'nan%', expected a number or a share"),
+        ({"--max-skipped": "inf%"}, "--max-skipped is 'inf%', expected a number or a share"),
         ({"--shards": "0"}, "--shards is 0, expected at least 1."),
+        ({"--shards": "1000000"}, "--shards is 1000000, expected at most 10000."),
+        ({"--threads": "0"}, "--threads is 0, expected at least 1."),
+        ({"--max-side": "0"}, "--max-side is 0, expected 1 to 8000 pixels."),
+        ({"--max-pixels": "-1"}, "--max-pixels is -1, expected at least 1."),
+        ({"--out": "/dev/null/out"}, "'/dev/null/out/localized_narratives_coco' is of no use (Not a directory)"),
         ({"--name": "LN"}, "--name is 'LN', expected lower-case letters"),
         ({"--split": "a/b"}, "--split is 'a/b', expected lower-case letters"),
     ],
@@ -541,6 +727,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert main(["build", "localized_narratives", *itertools.chain(*options.items())]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_help_lists_the_sets_and_then_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "coco_captions" in said and "localized_narratives" in said and "build SET" in said
+    with pytest.raises(SystemExit, match="0"):
+        main(["build", "localized_narratives", "--help"])
+    assert "--max-skipped" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["build"])
+    assert "required: SET" in capsys.readouterr().err
 
 
 def test_a_folder_that_lacks_the_pictures_is_told_before_any_work(
