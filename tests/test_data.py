@@ -30,7 +30,7 @@ SIZE = (60, 90)  # (height, width) of the picture
 # A disc of its own colour for each word: centres in pixels of the picture, and the half side of its box.
 CENTERS = np.asarray([(12 + 25 * (k % 3), 10 + 18 * (k // 3)) for k in range(len(WORDS))], np.float32)
 HALF = 5
-SHAPE = Shape(canvas=64, regions=2, text=24, instruction=3, objects=4, phrase=3)
+SHAPE = Shape(canvas=64, regions=2, text=24, instruction=3, objects=4, phrase=12)
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +185,11 @@ def test_a_row_is_what_the_batch_says(vocabulary: SentencePieceVocabulary) -> No
     # Objects: three of four; the name "dot dot" is a set of pieces.
     np.testing.assert_array_equal(row.regions.mask, [True, True, True, False])
     for k, name in enumerate(["red dot", "cup", "dot dot"]):
-        pieces = list(dict.fromkeys(vocabulary.encode(name).tolist()))[:3]
+        pieces = list(dict.fromkeys(vocabulary.encode(name).tolist()))
         assert row.regions.tokens[k][row.regions.token_mask[k]].tolist() == pieces
     assert not row.regions.token_mask[3].any()
+    short, _ = PixelFeatureConverter(dataclasses.replace(SHAPE, phrase=2), vocabulary)(_example())
+    np.testing.assert_array_equal(short.regions.tokens, row.regions.tokens[:, :2])
     weights = row.weights
     assert (weights.text, weights.point, weights.region) == (1, 1, 1)
 

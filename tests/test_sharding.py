@@ -32,6 +32,8 @@ def test_sizes_that_do_not_give_the_devices_are_refused(config: MeshConfig) -> N
     with pytest.raises(ValueError, match=r"mesh is data=.*, expected a product of 8, the number of devices") as error:
         make_mesh(config)
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"with -1 at most once"):
+        make_mesh(MeshConfig(data=-1, fsdp=-1), jax.devices()[:1])
 
 
 def test_some_devices_may_be_given() -> None:

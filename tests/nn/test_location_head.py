@@ -53,7 +53,3 @@ def test_nothing_is_clamped_so_the_gradient_never_dies(params: dict) -> None:
         if bias:
             assert not 0 <= float(points) <= 1
         np.testing.assert_allclose(gradient["output"]["bias"], 0.5 / 6, rtol=1e-5)
-
-
-def test_half_precision_features_give_full_precision_points(params: dict) -> None:
-    assert HEAD.apply({"params": params}, FEATURES.astype(jnp.bfloat16)).dtype == jnp.float32
