@@ -389,9 +389,10 @@ def _index(
             f"image folder {folders!r} holds {len(materials.pictures)} pictures but none of the {len(found)} annotated "
             f"ones, expected files named by image id, such as {next(iter(found))}.jpg. Check --images."
         )
-    index_skipped = _skipped_record(skipped)
-    missing.merge(skipped)
-    _check_skipped(missing, sum(counts) + skipped.total, inputs)
+    bad = _skipped_record(skipped)
+    total = sum(counts) + skipped.total
+    skipped.merge(missing)
+    _check_skipped(skipped, total, inputs)
     images = [len(ids) for ids in seen]
     number = shards or _number_of_shards(sum(images))
     per_part = buckets // number
@@ -400,7 +401,7 @@ def _index(
         "narratives": sum(counts),
         "images": [sum(images[i : i + per_part]) for i in range(0, buckets, per_part)],
         "buckets_per_part": per_part,
-        "skipped": index_skipped,
+        "skipped": bad,
     }
     parts.write_json(done, index)
     return index
@@ -468,7 +469,7 @@ def _bucket_file(work: Path, bucket: int) -> Path:
 
 
 def _skipped_record(skipped: Skipped) -> dict[str, Any]:
-    return {"total": skipped.total, "counts": dict(sorted(skipped.counts.items())), "named": skipped.named}
+    return {"total": skipped.total, "counts": dict(sorted(skipped.counts.items())), "named": list(skipped.named)}
 
 
 def _skipped(records: Iterable[Mapping[str, Any]]) -> Skipped:

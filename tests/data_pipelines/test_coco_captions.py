@@ -11,8 +11,9 @@ import PIL.Image
 import pytest
 import seqio
 
-from data_pipelines import DataError, coco_captions, mixtures
+from data_pipelines import DataError, building, coco_captions, mixtures
 from data_pipelines import localized_narratives as ln
+from data_pipelines import narratives as lines_of
 from data_pipelines.__main__ import main
 from pixel_align import data
 from pixel_align.batch import Shape
@@ -84,7 +85,7 @@ def test_every_caption_becomes_an_example_without_places(world: tuple[Path, Path
 def test_the_tfds_builder_makes_the_same_records(world: tuple[Path, Path], tmp_path: Path) -> None:
     build(world, tmp_path / "parts")
     inputs = ln.Inputs(annotations=(str(world[0]),), images=(str(world[1]),))
-    builder = ln.builder_class(coco_captions.NAME, coco_captions.CocoCaptions)
+    builder = building.builder_class(coco_captions.NAME, coco_captions.CocoCaptions)
     builder(inputs={"train": inputs}, data_dir=tmp_path / "once").download_and_prepare()
 
     def texts(folder: Path) -> set[tuple[bytes, bytes]]:
@@ -101,7 +102,7 @@ def test_gzipped_files_and_several_files_are_read(world: tuple[Path, Path], tmp_
         *(f"captions_val2017.json: caption {i}" for i in (7, 8, 9)),
         "captions_more.json.gz: caption 7",
     ]
-    assert ln.parse_narrative(lines[-1][1]).dataset_id == "captions_more"
+    assert lines_of.parse_narrative(lines[-1][1]).dataset_id == "captions_more"
 
 
 def test_bad_captions_are_counted_and_named(world: tuple[Path, Path], tmp_path: Path) -> None:
