@@ -347,7 +347,7 @@ def test_a_run_resumes_without_the_file_of_its_vocabulary(tiny_run: Path, experi
     [
         ({"data.vocabulary": ""}, "data.vocabulary is '', expected a SentencePiece .model file"),
         ({"model.text.vocab_size": 384}, "model.text.vocab_size is 384, expected 256"),
-        ({"data.batch_size": 12}, "data.batch_size is 12, expected a multiple of the 8 devices"),
+        ({"data.batch_size": 12}, "data.batch_size is 12, expected a multiple of 8, the devices"),
         ({"data.mixture": "synthetic_narative"}, "Did you mean 'synthetic_narratives'"),
         ({"data.split": "tset"}, "split is 'tset', expected one of"),
         ({"data.dir": "/nowhere"}, "data.dir is '/nowhere', expected the folder"),
@@ -430,15 +430,15 @@ def test_a_run_that_fails_leaves_its_last_good_checkpoint(
         return train_step
 
     monkeypatch.setattr(train, "make_train_step", broken)
-    with pytest.raises(train.NonFiniteLoss, match="step 11 has loss nan.* checkpoint of step 9 is good"):
+    with pytest.raises(train.NonFiniteLoss, match="step 11 has loss nan.* checkpoint of step 10 is good"):
         train.train(short, workdir)
-    assert store.steps_of(workdir / "checkpoints") == [4, 8, 9]
+    assert store.steps_of(workdir / "checkpoints") == [4, 8, 9, 10]
     assert list(losses_of(workdir)) == list(range(1, 11))  # the line of the bad step is not written
 
     # What is left can be loaded, and is what the next start takes.
     folder, step = store.find(workdir)
     abstract = jax.eval_shape(lambda: state.init_params(experiment))
-    assert step == 9
+    assert step == 10
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(store.read_params(folder, step, abstract)))
 
 
