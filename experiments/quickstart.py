@@ -4,8 +4,8 @@
     make demo ARGS="--scenes 400 --first-steps 50 --steps 50"     # shortened
 
 What happens: scenes are drawn and told in the publisher's raw formats, built as any data set is, a vocabulary is
-trained on
-their text; then the model is trained in two stages, evaluated on unseen scenes beside its controls, and drawn.
+trained on their text; then the model is trained in two stages, evaluated on unseen scenes beside its controls, and
+drawn.
 
 The first stage stands for the public weights (SAM, EVA-02) that the real recipe starts from: the image encoder and the
 extractor learn what objects are, by a dense objective on the image map and on the queries (`nn/region_head.py`). The
@@ -57,8 +57,7 @@ def get_config(stage: str = "demo"):
     """One training of the demo as a locked ConfigDict.
 
     Stages: first_stage (dense objective only); demo (words and places, dense objective on); dense_off (the same from
-    the
-    same first stage, dense objective off); no_first_stage (words and places alone, from nothing).
+    the same first stage, dense objective off); no_first_stage (words and places alone, from nothing).
     """
     if stage not in STAGES:
         raise ValueError(f"preset is {stage!r}, expected one of {', '.join(STAGES)}. Choose one of them.")

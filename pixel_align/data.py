@@ -1,11 +1,9 @@
 """Examples of seqio tasks -> batches of arrays: in an order that is a function of seed and epoch, from a position
 that is a count.
 
-A Task ends in encoded pictures, text and places in fractions of the picture. Here they are decoded, augmented, laid
-on the
-canvas, tokenised, cut and padded, by the same numpy code that prediction uses. TensorFlow reads and shuffles records,
-which are
-still encoded: a resumed run skips them without decoding anything.
+A Task ends in encoded pictures, text and places in fractions of the picture. Here they are decoded, augmented, laid on
+the canvas, tokenised, cut and padded, by the same numpy code that prediction uses. TensorFlow reads and shuffles
+records, which are still encoded: a resumed run skips them without decoding anything.
 """
 
 import collections

@@ -2,8 +2,7 @@
 
 It is what the first stage learns by: where public weights are missing, object content has to get into the image map and
 through the extractor's few queries before words can be placed. Boxes are said relative to the anchor, phrases as the
-set of
-vocabulary pieces that occur in them, so that any data set with boxes and phrases can serve.
+set of vocabulary pieces that occur in them, so that any data set with boxes and phrases can serve.
 """
 
 import dataclasses
