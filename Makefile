@@ -29,6 +29,9 @@ environment = if command -v uv >/dev/null; then uv venv --quiet --allow-existing
 # $(call install,FOLDER,WHAT): byte-compiled in any case, as TensorFlow takes 9 s to import when it is not.
 install = if command -v uv >/dev/null; then uv pip install --python $(1)/bin/python --compile-bytecode $(2); \
   else $(1)/bin/python -m pip install --disable-pip-version-check $(2); fi
+# For .venv, pip first fetches uv: only uv leaves out the full tensorflow that tensorflow-text asks for beside
+# tensorflow-cpu. Where it cannot be had pip goes on alone: 0.6 GB more, and TensorFlow says that it finds no GPU.
+fetch_uv = command -v uv >/dev/null || $(1)/bin/python -m pip install --quiet --disable-pip-version-check uv || true
 
 help:
 	@echo "make demo             train a small model on drawn scenes and show what it learned (runs/quickstart)"
@@ -45,7 +48,8 @@ venv: $(INSTALLED)
 $(INSTALLED): setup.py pyproject.toml
 	$(if $(FOUND),,$(error $(REFUSED)))
 	@$(call environment,$(VENV))
-	@$(call install,$(VENV),$(NEEDS))
+	@$(call fetch_uv,$(VENV))
+	@PATH="$(abspath $(VENV))/bin:$$PATH"; $(call install,$(VENV),$(NEEDS))
 	@touch $@
 
 demo: $(INSTALLED)

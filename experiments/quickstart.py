@@ -46,7 +46,6 @@ from pixel_align.nn.t5 import T5Config
 from pixel_align.optim import Optim
 
 TASK = "synthetic_narratives"
-BATCH = 32
 VOCABULARY = "vocabulary.model"
 KEYS = ("point_distance", "inside_box", "point_distance_free", "inside_box_free", "matched_words")
 SETTING = "easy setting (3-5 objects, 6 colours x 4 shapes, no two objects of one colour)"
@@ -174,7 +173,7 @@ def demo(workdir: Path, scenes: int, unseen: int, first_steps: int, steps: int, 
         train(config, workdir / stage)
         seconds[stage] = round(time.perf_counter() - started, 1)
         if stage != "first_stage":
-            metrics = evaluate_stage(workdir, stage, config, unseen, controls=stage == "demo")
+            metrics = evaluate_stage(workdir, stage, config, controls=stage == "demo")
             rows.append({"row": stage, "steps": steps, "train_seconds": seconds[stage], "metrics": metrics})
 
     report = {
@@ -250,20 +249,21 @@ def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> None:
     text.train_sentencepiece(captions, workdir / VOCABULARY, 140, model_type="bpe")
 
 
-def evaluate_stage(workdir: Path, stage: str, config: Experiment, unseen: int, *, controls: bool) -> dict[str, float]:
+def evaluate_stage(workdir: Path, stage: str, config: Experiment, *, controls: bool) -> dict[str, float]:
     """Scores the last checkpoint of a stage on the unseen scenes, from disk as a user would."""
     from pixel_align import predict, text
     from pixel_align.checkpoints import store
     from pixel_align.evaluation import evaluator
 
     folder, step = store.find(workdir / stage)
+    evaluation = Eval(task=TASK, pictures=8)
     result = evaluator.evaluate(
         config,
-        Eval(task=TASK, batch_size=BATCH, pictures=8),
+        evaluation,
         predict.load_params(config, folder, step),
         text.load_vocabulary(folder),
         controls=controls,
-        wrap=lambda batches: rich.progress.track(batches, "evaluate", total=-(-unseen // BATCH)),
+        wrap=evaluator.progress(config, evaluation, rich.console.Console()),
     )
     evaluator.write(result, workdir / stage / "evaluation")
     return {name: round(value, 5) for name, value in result.metrics.items() if np.isfinite(value)}

@@ -83,7 +83,6 @@ def evaluate(
     """Score a checkpoint on a task: a table, metrics.json, predictions.jsonl and pictures.png."""
     with one_line_errors():
         import rich.console
-        import rich.progress
         import rich.table
 
         from pixel_align import config, predict
@@ -103,7 +102,7 @@ def evaluate(
             params,
             store.read_vocabulary(folder),
             controls=controls,
-            wrap=lambda batches: rich.progress.track(batches, "evaluate", console=console),
+            wrap=evaluator.progress(experiment, evaluation, console),
         )
         run = folder.parent if folder.name == "checkpoints" else folder
         target = Path(out) if out else run / "evaluations" / f"{task}-{split}"

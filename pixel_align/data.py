@@ -440,6 +440,15 @@ def check_task(config: DataConfig, name: str, split: str) -> None:
     dataset(config, name, split, shard=(0, 1))
 
 
+def count_pictures(config: DataConfig, name: str, split: str) -> int | None:
+    """How many records, which are pictures, a task reads; None where its source does not say. For progress."""
+    import seqio
+
+    source = seqio.TaskRegistry.get(name).source
+    source = source.at(os.path.expanduser(config.dir)) if config.dir and hasattr(source, "at") else source
+    return source.num_input_examples(split)
+
+
 def scorer(name: str) -> Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]:
     """(targets, predictions) -> figures by all metrics of a registered Task.
 

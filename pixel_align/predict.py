@@ -124,6 +124,14 @@ class Predictor:
             raise ValueError("text is given in mode 'caption', expected none. Use mode 'trace' to place a given text.")
         if self._features is None or self._placement is None:
             raise ValueError("no picture is set, expected one. Call set_image first.")
+        room = self.config.model.shape.instruction
+        # The experiment's own is cut as it is in training.
+        given = instruction if instruction != self.config.instruction else ""
+        if given and (asked := len(self.vocabulary.encode(given))) > room:
+            raise ValueError(
+                f"instruction has {asked} tokens, expected at most {room}. Shorten it, or train with a larger "
+                "model.shape.instruction."
+            )
         request = make_request(
             self.config,
             self.vocabulary,

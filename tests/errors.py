@@ -71,7 +71,7 @@ CASES = (
     Case("A data folder without the set", "pixel-align train mine.py --workdir runs/new --set data.dir=raw"),
     Case("Unknown task", "pixel-align train mine.py --workdir runs/new --set data.mixture=synthetic_narrative"),
     Case("Unknown split", "pixel-align evaluate --checkpoint runs/tiny --task synthetic_narratives --split test"),
-    Case("Unknown task of an evaluation", "pixel-align evaluate --checkpoint runs/tiny --task narratives_synthetic"),
+    Case("Unknown task of an evaluation", "pixel-align evaluate --checkpoint runs/tiny --task synthetic_narrative"),
     Case(
         "A batch that the devices do not divide", "pixel-align train mine.py --workdir runs/new --set data.batch_size=9"
     ),

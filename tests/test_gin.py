@@ -192,7 +192,9 @@ def test_nothing_stays_behind(tmp_path: Path) -> None:
 
 
 def test_threads_do_not_mix(tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"{i}.gin", f"N = {i}\nTrain.steps = %N\nOptim.warmup_steps = {i}\n") for i in range(8)]
+    paths = [
+        write(tmp_path / f"{i}.gin", f"N = {i + 1}\nTrain.steps = %N\nOptim.warmup_steps = {i}\n") for i in range(8)
+    ]
     found: dict[int, tuple[int, int]] = {}
 
     def read(i: int) -> None:
@@ -204,7 +206,7 @@ def test_threads_do_not_mix(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {i: (i, i) for i in range(8)}
+    assert found == {i: (i + 1, i) for i in range(8)}
 
 
 def test_the_command_line_takes_gin_as_t5x_does(

@@ -111,7 +111,7 @@ def test_what_is_asked_by_default_is_what_training_asks(predictor: Predictor, ti
     assert asked == localized_narratives.INSTRUCTIONS[0]
     predictor.set_image(picture())
     same(predictor.trace(text="a red circle"), predictor.trace(asked, "a red circle"))
-    other = predictor.trace("zebra", "a red circle")
+    other = predictor.trace("red", "a red circle")
     assert np.abs(other.points - predictor.trace(text="a red circle").points).max() > 0
 
 
@@ -312,3 +312,8 @@ def test_a_checkpoint_moved_elsewhere_predicts_alone_without_tensorflow_and_in_s
     assert json.loads((tmp_path / "out.json").read_text())["text"] == expected.text
     with PIL.Image.open(tmp_path / "out.png") as drawn:
         assert min(drawn.size) > 80
+
+
+def test_an_instruction_that_does_not_fit_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match=r"instruction has \d+ tokens, expected at most"):
+        predictor.predict("trace", "describe " * 40)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+import rich.console
+import rich.progress
 
 from pixel_align import data, draw, geometry, image, predict, text
 from pixel_align.batch import Batch
@@ -136,6 +138,25 @@ def evaluate(
         pictures = [draw.annotate(pixels, p.words, *p.places()) for pixels, p in drawn]
         sheet = draw.sheet(pictures, columns=min(4, len(pictures)))
     return Result(metrics, lines, sheet, len(targets))
+
+
+def progress(config: Experiment, evaluation: Eval, console: rich.console.Console) -> Wrap:
+    """A `wrap` for `evaluate` that shows a bar with the time left, by pictures: one may have several texts."""
+
+    def wrap(batches: Iterable[Any]) -> Iterable[Any]:
+        total = data.count_pictures(config.data, evaluation.task, evaluation.split)
+        columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+        with rich.progress.Progress(*columns, console=console) as bars:
+            bar, last = bars.add_task("evaluate", total=total), None
+            for batch, group in batches:
+                yield batch, group
+                for example, _ in group:
+                    # The texts of a picture follow each other.
+                    if (seen := example["image_id"]) != last:
+                        last = seen
+                        bars.advance(bar)
+
+    return wrap
 
 
 def check(config: Experiment, evaluation: Eval) -> None:

@@ -59,7 +59,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         assert Path(config.data.dir, "synthetic_narratives").is_dir() and Path(config.data.vocabulary).is_file()
         seen["trained"].append(folder.name)
 
-    def scored(folder: Path, stage: str, config: Experiment, unseen: int, *, controls: bool) -> dict[str, float]:
+    def scored(folder: Path, stage: str, config: Experiment, *, controls: bool) -> dict[str, float]:
         seen["evaluated"].append((stage, controls))
         figures = {"point_distance": 0.02, "point_distance_free": 0.03, "matched_words": 0.9}
         return (
