@@ -29,6 +29,7 @@ from data_pipelines.narratives import (
     read,
     read_lines,
 )
+from pixel_align.evaluation import seen
 from pixel_align.image import MAX_PIXELS, ImageError
 
 NAME = "localized_narratives_coco"  # the set on COCO's pictures: what --name is unless given
@@ -110,6 +111,7 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES: Mapping[str, str] = {"1.0.0": "Initial release."}
     DESCRIPTION = "Pictures with spoken captions; each word has the place the mouse was at while it was said."
     HOMEPAGE = "https://google.github.io/localized-narratives"
+    COLLECTION: str | None = None  # where the pictures are from; None: the dataset_id of each record tells
 
     def __init__(self, *, inputs: Mapping[str, Inputs] | None = None, **kwargs: Any) -> None:
         self._inputs = dict(inputs or {})
@@ -135,6 +137,11 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
                 f"inputs of {self.name} is empty, expected files for each split. Give inputs={{'train': Inputs(...)}}."
             )
         return {split: self._generate_split(inputs) for split, inputs in self._inputs.items()}
+
+    @classmethod
+    def image_name(cls, image_id: str, dataset_id: str) -> str:
+        """The canonical name of a picture, by which other sets know it too: see `pixel_align.evaluation.seen`."""
+        return seen.canonical(cls.COLLECTION or seen.collection_of(dataset_id), image_id)
 
     def _generate_split(self, inputs: Inputs) -> Iterator[tuple[str, Any]]:
         skipped = Skipped()
@@ -283,7 +290,7 @@ def build(
       kind: whose annotations these are.
 
     A split that is there already, from the same inputs, is left as it is. Beside the shards lie
-    `build_report-<split>.json` and `image_ids-<split>.txt`.
+    `build_report-<split>.json` and `image_ids-<split>.json`, the canonical name of each picture.
 
     Raises:
       DataError: inputs that do not exist or fit, more than `inputs.max_skipped` narratives to leave out, a split in the
@@ -327,14 +334,14 @@ def build(
         }
         if not report["pictures"]:
             raise DataError(f"split {split!r} has no pictures left, expected some. Check --annotations and --images.")
-        ids = sorted(image_id for part in reports for image_id in part["image_ids"])
+        names = dict(sorted(pair for part in reports for pair in part["image_names"].items()))
         # Once only: a build that was ended during the steps below takes them again, and the split may be the new one.
         if not (work / "forgotten").exists():
             _forget(builder, folder, split, report_file)
             (work / "forgotten").touch()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"image_ids-{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
-        report["image_ids_sha256"] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+        parts.write_json(folder / seen.FILE.format(split=split), names)
+        report["image_ids_sha256"] = hashlib.sha256("\n".join(names).encode()).hexdigest()
         parts.write_json(report_file, report)
         parts.join_split(builder, split, work / "parts", reports)
         shutil.rmtree(work)
@@ -420,7 +427,11 @@ def _build_parts(
 ) -> list[parts.Report]:
     if not (work / "forgotten").exists():  # else the parts are becoming shards
         parts.drop(
-            work / "parts", lambda report: any(materials.state(key) != old for key, old in report["lost"].items())
+            work / "parts",
+            # Parts of a build that was begun before names were kept are made again.
+            lambda report: (
+                "image_names" not in report or any(materials.state(key) != old for key, old in report["lost"].items())
+            ),
         )
     all_skipped = _skipped([index, *parts.existing_reports(work / "parts")])
     total = index["narratives"] + index["skipped"]["total"]
@@ -434,12 +445,12 @@ def _build_parts(
                     if line.startswith(prefix):
                         narrative = parse_narrative(line[len(prefix) :])
                         groups.setdefault(narrative.image_id, []).append(narrative)
-        skipped, totals, ids = Skipped(), Counter[str](), []
+        skipped, totals, names = Skipped(), Counter[str](), dict[str, str]()
         states = {image_id: materials.state(image_id) for image_id in groups}
 
         def records() -> Iterator[dict[str, Any]]:
             for image_id, record in builder._generate_examples(groups, inputs, materials, skipped):
-                ids.append(image_id)
+                names[image_id] = builder.image_name(image_id, record["dataset_id"])
                 totals["objects"] += len(record["objects"])
                 for narrative in record["narratives"]:
                     utterance = narrative["word_utterance"]
@@ -457,8 +468,8 @@ def _build_parts(
             "bytes": size,
             **{key: totals[key] for key in ("narratives", "words", "located", "objects")},
             "skipped": _skipped_record(skipped),
-            "lost": {image_id: states[image_id] for image_id in sorted(groups.keys() - set(ids))},
-            "image_ids": ids,
+            "lost": {image_id: states[image_id] for image_id in sorted(groups.keys() - names.keys())},
+            "image_names": names,
         }
 
     return parts.finish_parts(work / "parts", index["images"], write, "pictures")
@@ -527,5 +538,5 @@ def _forget(builder: LocalizedNarratives, folder: Path, split: str, report_file:
     else:
         (folder / "dataset_info.json").unlink()
     shards = folder.glob(f"{builder.name}-{split}.tfrecord-*-of-*")
-    for path in [*shards, report_file, folder / f"image_ids-{split}.txt"]:
+    for path in [*shards, report_file, folder / seen.FILE.format(split=split), folder / f"image_ids-{split}.txt"]:
         path.unlink(missing_ok=True)

@@ -88,6 +88,7 @@ class CocoCaptions(ln.LocalizedNarratives):
 
     DESCRIPTION = "Pictures with about five written captions each; no word has a place."
     HOMEPAGE = "https://cocodataset.org"
+    COLLECTION = "coco"  # whatever the file is called
 
     @staticmethod
     def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -17,6 +17,7 @@ from data_pipelines import narratives as lines_of
 from data_pipelines.__main__ import main
 from pixel_align import data
 from pixel_align.batch import Shape
+from pixel_align.evaluation import seen
 from pixel_align.text import load_vocabulary, train_sentencepiece
 
 
@@ -64,6 +65,8 @@ def examples(folder: Path, task: str = coco_captions.NAME, split: str = "train")
 def test_every_caption_becomes_an_example_without_places(world: tuple[Path, Path], tmp_path: Path) -> None:
     built = build(world, tmp_path / "data")
     assert (built.report["pictures"], built.report["narratives"], built.report["words_located"]) == (2, 3, 0)
+    # Of COCO, whatever the file is called.
+    assert seen.read(built.folder, "train") == {"1": "coco:1", "25": "coco:25"}
     found = {example["example_id"].decode(): example for example in examples(tmp_path / "data")}
     assert {key: example["text"].decode() for key, example in found.items()} == {
         "1#0": "A red ball.",
@@ -256,6 +259,9 @@ def test_narratives_on_other_pictures_are_found_by_their_names(
         assert example["image_id"].decode() == image_id
         assert example["image"] == picture.read_bytes()
         assert example["word_located"].all()
+    folder = tmp_path / "data" / name / "1.0.0"
+    collection = name.removeprefix("localized_narratives_")
+    assert seen.read(folder, "train") == {image_id: f"{collection}:{image_id}"}
 
 
 def test_the_real_captions_build_and_read(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from data_pipelines import DataError, alignment, building, coco, narratives, par
 from data_pipelines import localized_narratives as ln
 from data_pipelines.__main__ import main
 from data_pipelines.alignment import Utterance
+from pixel_align.evaluation import seen
 from pixel_align.image import MAX_PIXELS, ImageError, read_image
 
 
@@ -403,7 +404,8 @@ def test_the_set_is_one_that_tfds_and_seqio_read_by_themselves(world: tuple[Path
     assert record["image"].shape == (24, 32, 3)
     source = seqio.TfdsDataSource(f"{ln.NAME}:1.0.0", tfds_data_dir=str(tmp_path / "out"))
     assert len(list(source.get_dataset("validation", shuffle=False))) == 2
-    assert (tmp_path / "out" / ln.NAME / "1.0.0" / "image_ids-train.txt").read_text() == "1\n25\n"
+    names = seen.read(tmp_path / "out" / ln.NAME / "1.0.0", "train")
+    assert names == {"1": "coco:1", "25": "coco:25"}
 
 
 def test_bad_records_and_pictures_are_counted_and_named(world: tuple[Path, Path], tmp_path: Path) -> None:
@@ -494,7 +496,25 @@ def test_an_overwrite_that_cannot_be_leaves_the_old_split(world: tuple[Path, Pat
         with pytest.raises(DataError):
             ln.build(tmp_path / "out", "train", inputs, overwrite=True)
         assert len(examples(tmp_path / "out")) == 3
-        assert (tmp_path / "out" / ln.NAME / "1.0.0" / "image_ids-train.txt").exists()
+        assert (tmp_path / "out" / ln.NAME / "1.0.0" / "image_ids-train.json").exists()
+
+
+def test_parts_of_a_build_from_before_names_were_kept_are_made_again(
+    world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ln.build(tmp_path / "out", "train", inputs_of(world))
+    (described,) = (tmp_path / "out").glob("*/incomplete.*/parts/*.json")
+    report = parts.read_json(described)
+    del report["image_names"]
+    parts.write_json(described, report)
+    built = ln.build(tmp_path / "out", "train", inputs_of(world))
+    assert seen.read(built.folder, "train") == {"1": "coco:1", "25": "coco:25"}
 
 
 def test_a_forgotten_split_leaves_no_file(world: tuple[Path, Path], tmp_path: Path) -> None:
