@@ -78,7 +78,9 @@ def of_rows(rows: Sequence[Any], summary: Callable[[Sequence[Any]], Mapping[str,
     """Any metric's `summary`, called on the rows of each resampled set: right for all, slow for most."""
 
     def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
-        found = [summary([rows[i] for i in np.repeat(np.arange(len(rows)), row.astype(int))]) for row in weights]
+        found = [
+            summary([rows[i] for i in np.repeat(np.arange(len(rows)), row.astype(int)).tolist()]) for row in weights
+        ]
         return {name: np.array([one.get(name, np.nan) for one in found]) for name in found[0]}
 
     return figures

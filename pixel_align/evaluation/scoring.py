@@ -1,0 +1,260 @@
+"""Cases -> figures with intervals, by the metric that they are for.
+
+A `Scorer` says what a metric's pair `row`, `summary` does not: how its figures move when pictures are resampled, and
+how good one case is, for the sheet of worst and median cases.
+"""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from pixel_align.evaluation import bootstrap, dense_captioning, detection, grounded_conversation, referring, traces
+from pixel_align.evaluation.bootstrap import Figures, Interval
+from pixel_align.evaluation.formats import Case, Cases
+from pixel_align.evaluation.rows import Row, column
+from pixel_align.evaluation.weighted_precision import Curve, average
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """One metric over cases.
+
+    Attributes:
+      rows: of the cases, in their order.
+      summary: rows -> figures.
+      resampled: rows -> the figures that get an interval, as functions of weights.
+      quality: row -> how good one case is, larger is better, NaN where it cannot be said.
+      measure: what `quality` is.
+    """
+
+    rows: Callable[[Sequence[Case]], list[Row]]
+    summary: Callable[[Sequence[Row]], dict[str, float]]
+    resampled: Callable[[Sequence[Row]], Figures]
+    quality: Callable[[Row], float]
+    measure: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What `score` finds.
+
+    Attributes:
+      figures: name -> value. intervals: of some of them.
+      quality: Float64[n], of each case, what `measure` says.
+      cases: that were scored, with what was named on the way.
+    """
+
+    figures: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    quality: np.ndarray
+    measure: str
+    cases: Cases
+
+
+def score(cases: Cases, metrics: str, *, resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> Score:
+    """Scores cases by one of SCORERS.
+
+    Args:
+        resamples: for the intervals; 0 for none.
+
+    Raises:
+        ValueError: no case, or one that the metric refuses; its message then begins with the case.
+    """
+    if not cases.cases:
+        raise ValueError("number of cases is 0, expected at least 1. Check that both files are of one set.")
+    scorer = SCORERS[metrics]
+    rows = scorer.rows(cases.cases)
+    images = [case.image_id for case in cases.cases]
+    found = bootstrap.intervals(scorer.resampled(rows), images, resamples=resamples, seed=seed) if resamples else {}
+    quality = np.array([scorer.quality(row) for row in rows], np.float64)
+    return Score(scorer.summary(rows), found, quality, scorer.measure, cases)
+
+
+def _each(row: Callable[..., Row]) -> Callable[[Sequence[Case]], list[Row]]:
+    def rows(cases: Sequence[Case]) -> list[Row]:
+        found = []
+        for case in cases:
+            try:
+                found.append(row(case.target, case.prediction))
+            except ValueError as error:
+                raise ValueError(f"case {case.id!r} of image {case.image_id!r}: {error}") from error
+        return found
+
+    return rows
+
+
+def _sum(rows: Sequence[Row], key: str) -> np.ndarray:
+    """Float64[n]: the sum of an array of each row."""
+    return np.array([row[key].sum() for row in rows], np.float64)
+
+
+def _count(rows: Sequence[Row], key: str) -> np.ndarray:
+    """Float64[n]: the length of an array of each row."""
+    return np.array([len(row[key]) for row in rows], np.float64)
+
+
+def _mean(row: Row, key: str) -> float:
+    return float(row[key].mean()) if row[key].size else float("nan")
+
+
+def _referring(rows: Sequence[Row]) -> Figures:
+    boxes, masked = _count(rows, "iou"), _count(rows, "mask_iou")
+    nothing, said = _sum(rows, "no_target"), _sum(rows, "said_no_target")
+    iou = [row["iou"] for row in rows]
+    over = {t: np.array([(one > t).sum() for one in iou], np.float64) for t in referring.THRESHOLDS}
+    both, either = _sum(rows, "intersection"), _sum(rows, "union")
+    present = masked * (1 - nothing)
+    parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    if boxes.any():
+        parts |= {f"P@{t:g}": (hits, boxes) for t, hits in over.items()}
+        parts["P@0.5:0.95"] = (np.mean(list(over.values()), axis=0), boxes)
+    if masked.any():
+        parts["cIoU"], parts["gIoU"] = (both, either), (_sum(rows, "mask_iou"), masked)
+        above = np.array([(row["mask_iou"] > 0.5).sum() for row in rows], np.float64)
+        parts["mask_P@0.5"] = (above * present, present)
+    if nothing.any():
+        parts["N-acc"], parts["T-acc"] = (said * nothing, nothing), ((1 - said) * (1 - nothing), 1 - nothing)
+    return bootstrap.of_ratios(parts)
+
+
+def _box_or_mask_iou(row: Row) -> float:
+    return _mean(row, "iou" if len(row["iou"]) else "mask_iou")
+
+
+def _dense(rows: Sequence[Row]) -> Figures:
+    scores, case = column(rows, "score"), np.repeat(np.arange(len(rows)), [len(row["score"]) for row in rows])
+    order = np.argsort(-scores, kind="stable")
+    case = case[order]
+    taken, iou, meteor = (column(rows, key)[order] for key in ("taken", "iou", "meteor"))
+    regions, recalls = _sum(rows, "regions"), np.arange(100) / 100
+    placed = {least: taken.astype(bool) & (iou >= least) for least in dense_captioning.IOUS}
+    curves = [
+        Curve(case, np.flatnonzero(right & (meteor > above)), None, regions, recalls)
+        for right in placed.values()
+        for above in dense_captioning.METEORS
+    ]
+    curves += [Curve(case, np.flatnonzero(right), None, regions, recalls) for right in placed.values()]
+    captioned = len(placed) * len(dense_captioning.METEORS)
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = average(curves, weights)
+        return {"mAP": values[:, :captioned].mean(axis=1), "mAP_detection": values[:, captioned:].mean(axis=1)}
+
+    return figures
+
+
+def _regions_found(row: Row) -> float:
+    found = (row["taken"].astype(bool) & (row["iou"] >= 0.5)).sum()
+    return float(found / row["regions"].sum()) if row["regions"].sum() else float("nan")
+
+
+def _detection(rows: Sequence[Row]) -> Figures:
+    curves = _curves_of_coco(rows)
+    names = list(curves)
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = average([curves[name] for name in names], weights)
+        result = {}
+        for figure, chosen in (("AP", None), ("AP50", 0.5), ("AP75", 0.75)):
+            columns = [k for k, (_, threshold) in enumerate(names) if chosen in (None, threshold)]
+            found = np.isfinite(values[:, columns])
+            total = np.where(found, values[:, columns], 0).sum(axis=1)
+            result[figure] = np.divide(total, found.sum(axis=1), out=np.full(len(total), np.nan), where=found.any(1))
+        return result
+
+    return figures
+
+
+def _curves_of_coco(rows: Sequence[Row]) -> dict[tuple[int, float], Curve]:
+    """(category, IoU threshold) -> curve over objects of all sizes, from pycocotools' own matching."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = detection._evaluation(rows)
+        evaluation.evaluate()
+    recalls, images = evaluation.params.recThrs, len(rows)
+    result = {}
+    for k, category in enumerate(evaluation.params.catIds):
+        # Found by category, then by size of object, of which "all" is the first, then by picture.
+        start = k * len(evaluation.params.areaRng) * images
+        found = [(i, one) for i, one in enumerate(evaluation.evalImgs[start : start + images]) if one is not None]
+        positives = np.zeros(images)
+        for i, one in found:
+            positives[i] = np.count_nonzero(np.asarray(one["gtIgnore"]) == 0)
+        if not positives.any():
+            continue
+        scores = np.concatenate([one["dtScores"] for _, one in found])
+        order = np.argsort(-scores, kind="stable")
+        case = np.repeat([i for i, _ in found], [len(one["dtScores"]) for _, one in found])[order]
+        right, ignored = (
+            np.concatenate([np.asarray(one[key]).reshape(len(evaluation.params.iouThrs), -1) for _, one in found], 1)
+            for key in ("dtMatches", "dtIgnore")
+        )
+        for t, threshold in enumerate(evaluation.params.iouThrs):
+            counted = ignored[t, order] == 0
+            hits = np.flatnonzero((right[t, order] > 0) & counted)
+            result[int(category), round(float(threshold), 2)] = Curve(case, hits, counted, positives, recalls)
+    return result
+
+
+def _targets_found(row: Row) -> float:
+    """Share of the targets that some prediction of their category covers with IoU of 0.5 or more."""
+    wanted = ~row["target_crowd"]
+    if not wanted.any():
+        return float("nan")
+    table = row["table"].reshape(-1, len(row["target_category"]))
+    same = row["category"][:, None] == row["target_category"][None]
+    return float(((table >= 0.5) & same).any(axis=0)[wanted].mean())
+
+
+def _grounded(rows: Sequence[Row]) -> Figures:
+    phrases, ones = _sum(rows, "phrases"), np.ones(len(rows))
+    ratios = bootstrap.of_ratios(
+        {
+            "mIoU": (_sum(rows, "miou"), ones),
+            "mIoU_optimal": (_sum(rows, "miou_optimal"), ones),
+            "mask_recall": (_sum(rows, "recalled"), phrases),
+            "mask_recall_optimal": (_sum(rows, "recalled_optimal"), phrases),
+        }
+    )
+    prefix = "ap_"
+    ap = _detection([{key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)} for row in rows])
+    return lambda weights: {**ratios(weights), "AP50": ap(weights)["AP50"]}
+
+
+def _traces(cases: Sequence[Case]) -> list[Row]:
+    names = sorted({name for case in cases for name in case.target["object_names"]})
+    return _each(lambda target, prediction: traces.row(target, prediction, names))(cases)
+
+
+def _trace_ratios(rows: Sequence[Row]) -> Figures:
+    bearing = _sum(rows, "bearing")
+    return bootstrap.of_ratios(
+        {
+            "point_distance": (_sum(rows, "distance"), _count(rows, "distance")),
+            "inside_box": (_sum(rows, "inside"), _count(rows, "inside")),
+            "point_distance_free": (_sum(rows, "distance_free"), _count(rows, "distance_free")),
+            "inside_box_free": (_sum(rows, "inside_free"), bearing),
+            "matched_words": (_count(rows, "distance_free"), bearing),
+        }
+    )
+
+
+SCORERS: Mapping[str, Scorer] = {
+    "referring": Scorer(_each(referring.row), referring.summary, _referring, _box_or_mask_iou, "IoU"),
+    "dense_captions": Scorer(
+        _each(dense_captioning.row), dense_captioning.summary, _dense, _regions_found, "share of regions found"
+    ),
+    "detection": Scorer(_each(detection.row), detection.summary, _detection, _targets_found, "share of targets found"),
+    "grounded_conversation": Scorer(
+        _each(grounded_conversation.row),
+        grounded_conversation.summary,
+        _grounded,
+        lambda row: _mean(row, "miou"),
+        "mIoU",
+    ),
+    "traces": Scorer(
+        _traces, traces.summary, _trace_ratios, lambda row: -_mean(row, "distance"), "distance of points, negative"
+    ),
+}
