@@ -148,4 +148,4 @@ def _check_count(what: str, values: Any, count: int) -> None:
 def _default_meteor() -> Meteor:
     from pixel_align.evaluation import meteor
 
-    return meteor.score
+    return lambda references, hypothesis: meteor.score(meteor.statistics(references, hypothesis))

@@ -108,7 +108,7 @@ def _evaluation(rows: Sequence[Row]) -> Any:
         coco.createIndex()
         sides.append(coco)
     evaluation = _with_tables()(*sides, "bbox")
-    evaluation.tables = [r["table"].reshape(-1, len(r["target_category"])) for r in rows]
+    evaluation.tables = [r["table"].reshape(len(r["score"]), len(r["target_category"])) for r in rows]
     return evaluation
 
 
