@@ -9,6 +9,7 @@ Sources: COCO's API for `coco_*`; the PixelLLM and GLaMM releases for theirs, as
 Where the release does not hold the code that writes a file, its fields are inferred; `READERS` says of which.
 """
 
+import collections
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -241,6 +242,24 @@ def glamm(predictions: Path, targets: Path) -> Cases:
     return _pair(truths, predicted(), {"caption": "", "text": "", "phrases": [], "masks": []})
 
 
+def narratives(predictions: Path, targets: Path) -> Cases:
+    """Localized Narratives' own JSON lines on both sides: texts, and the box of the trace during each utterance.
+
+    A prediction is for the target of the same image_id and annotator_id; where several have both, for the one of the
+    same turn. An utterance without a trace has the box of the whole picture, which is not scored. Inferred: no release
+    says how its narratives are written.
+    """
+    truths: dict[str, _Truth] = {}
+    for key, image, text, utterances, boxes in _narratives(targets, "targets"):
+        parts = {"captions": [text], "boxes": boxes, "utterances": utterances, "size": (1, 1)}
+        truths[key] = _Truth(image, parts, f"{image}.jpg")
+    predicted = (
+        (key, {"text": text, "boxes": boxes, "captions": utterances})
+        for key, _, text, utterances, boxes in _narratives(predictions, "predictions")
+    )
+    return _pair(truths, predicted, {"text": "", "boxes": np.zeros((0, 4)), "captions": []})
+
+
 def traces(predictions: Path, targets: Path) -> Cases:
     """Our own JSON lines: what `evaluate` writes as predictions.jsonl and targets.jsonl.
 
@@ -312,6 +331,9 @@ READERS: Mapping[str, Reader] = {
     "region_captions": Reader(region_captions, "captions", "[{id, caption}], regions with captions (inferred)"),
     "grit": Reader(dense_captions, "dense_captions", "[{image_id, bbox, score, caption}], regions (inferred)"),
     "glamm": Reader(glamm, "grounded_conversation", "GLaMM's predictions, COCO json of masks and captions (inferred)"),
+    "localized_narratives": Reader(
+        narratives, "narratives", "Localized Narratives' JSON lines on both sides (inferred)"
+    ),
     "ours": Reader(traces, "traces", "predictions.jsonl and targets.jsonl of `pixel-align evaluate`"),
 }
 
@@ -353,6 +375,29 @@ def _pair(
 def _texts(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     for record in json_files.records(json_files.load(path, "predictions"), _where(path)):
         yield record.identity(record.first(*keys)), {"text": record.text("caption")}
+
+
+def _narratives(path: Path, what: str) -> Iterator[tuple[str, str, str, list[str], np.ndarray]]:
+    """(id, image id, text, utterances, boxes Float64[n, 4] xyxy in [0, 1]) of each line."""
+    turns: collections.Counter[str] = collections.Counter()
+    for record in json_files.load_lines(path, what):
+        image = record.identity("image_id")
+        name = f"{image}/{record.identity('annotator_id')}"
+        turns[name] += 1
+        strokes = record.fields.get("traces", [])
+        if not isinstance(strokes, list):
+            record.refuse("traces", "a list of strokes")
+        points = [point for stroke in strokes for point in json_files.records(stroke, f"a stroke of {record.where}")]
+        moves = np.array([[point.number(key) for key in ("x", "y", "t")] for point in points]).reshape(-1, 3)
+        utterances = record.several("timed_caption")
+        boxes = np.tile([0.0, 0.0, 1.0, 1.0], (len(utterances), 1))
+        for k, utterance in enumerate(utterances):
+            start, end = utterance.number("start_time"), utterance.number("end_time")
+            during = moves[(moves[:, 2] >= start) & (moves[:, 2] <= end), :2]
+            if len(during):
+                boxes[k] = [*during.min(axis=0), *during.max(axis=0)]
+        texts = [utterance.text("utterance") for utterance in utterances]
+        yield f"{name}#{turns[name]}", image, record.text("caption"), texts, boxes
 
 
 def _regions(path: Path) -> Iterator[tuple[str, Record, np.ndarray, str, str]]:

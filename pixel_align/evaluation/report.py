@@ -183,10 +183,12 @@ def _many(case: Case, pixels: np.ndarray, head: str) -> PIL.Image.Image:
     best = np.argsort(-scores, kind="stable")[:_MOST_PLACES].tolist()
     texts = prediction.get("captions") or prediction.get("phrases") or prediction.get("categories") or []
     names = [str(texts[i]) if i < len(texts) else str(i) for i in best]
-    boxes = [found[i] if key == "boxes" else None for i in best]
+    # Narratives count in fractions of the picture, their "size" being 1.
+    height, width = (pixels.shape[k] / target["size"][k] if "size" in target else 1.0 for k in (0, 1))
+    boxes = [found[i] * (width, height, width, height) if key == "boxes" else None for i in best]
     shapes = [_decoded(found[i], pixels.shape) if key == "masks" else None for i in best]
     lines = f"{head} \N{MIDDLE DOT} {len(found)} predicted, {len(target[key])} true; the best {len(best)} are shown"
-    wanted = target.get("phrases") or target["captions"] if "captions" in target else ()
+    wanted = target.get("phrases") or target.get("utterances") or target.get("captions") or ()
     return _places(pixels, names, boxes, shapes, lines, f"true: {'; '.join(wanted[:6])}" if wanted else "")
 
 

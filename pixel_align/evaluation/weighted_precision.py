@@ -1,7 +1,8 @@
 """Average precision of resampled sets of pictures, from one matching of predictions and targets.
 
 A picture that is drawn k times counts k times: its predictions and targets get the weight k, and no prediction has to
-be matched again. Equal to the metric on a list in which each picture stands k times in a row.
+be matched again. Equal to the metric on a list in which each picture stands k times in a row where the scores of a
+picture differ. Equal ones then come as often one after the other, where the list has all of a picture, then all again.
 """
 
 import dataclasses
