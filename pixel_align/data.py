@@ -15,27 +15,30 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from pixel_align import geometry, image, text
-from pixel_align.batch import Batch, PromptPoints, RegionTargets, Shape, Weights
+from pixel_align import geometry
+from pixel_align.batch import Shape
+from pixel_align.converter import Augment, Converter, Example
 
-Example = Mapping[str, Any]
 Position = dict[str, Any]  # {"drawn": examples so far, "tasks": {task: [epoch, examples of it]}}, JSON
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random changes of a training picture; evaluation never has any."""
+class Group:
+    """A further batch of every step, for tasks of another shape: they would pay for the first batch's padding."""
 
-    scale: tuple[float, float] = (1.0, 1.0)  # longest side to canvas * this, then a random crop; (1, 1) for none
-    flip_rate: float = 0.0  # mirrored left to right; wrong for text that names a side
-    keep: float = 0.5  # a word keeps its place if this share of its box is still seen
+    mixture: str = ""  # a seqio task or mixture
+    batch_size: int = 256  # over all processes
+    shape: Shape | None = None  # of this batch; None for model.shape
+
+    def __post_init__(self) -> None:
+        positive("data.further", self, ("batch_size",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class DataConfig:
     dir: str = ""  # folder of the built sets; "" for $TFDS_DATA_DIR
     vocabulary: str = ""  # SentencePiece .model file; a checkpoint folder holds its own copy
     batch_size: int = 256  # over all processes
+    further: tuple[Group, ...] = ()  # more batches of every step; losses are summed over all of them, divided once
     seed: int = 0  # of the order and of the augmentation
     shuffle_buffer: int = 10_000  # encoded records held in memory: 1 GB of photographs of 100 kB
     augment: Augment = dataclasses.field(default_factory=Augment)
@@ -57,148 +61,22 @@ class DataConfig:
     def __post_init__(self) -> None:
         positive("data", self, ("batch_size", "shuffle_buffer", "workers", "prefetch"))
 
+    def of_group(self, index: int) -> "DataConfig":
+        """The settings of one batch of a step: 0 is the first, index k the k-th of `further`."""
+        alone = dataclasses.replace(self, further=())
+        if not index:
+            return alone
+        group = self.further[index - 1]
+        # A seed of its own: groups may share a task.
+        seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+        return dataclasses.replace(alone, mixture=group.mixture, batch_size=group.batch_size, seed=seed)
+
 
 def positive(part: str, settings: Any, names: Sequence[str]) -> None:
     """Raises ValueError for the first of the named settings of a part that is below 1."""
     for name in names:
         if getattr(settings, name) < 1:
             raise ValueError(f"{part}.{name} is {getattr(settings, name)}, expected at least 1. Set it.")
-
-
-class PixelFeatureConverter:
-    """Turns an example of a Task into one row of a batch; it alone knows the canvas, T, C, N and the vocabulary."""
-
-    def __init__(self, shape: Shape, vocabulary: text.Vocabulary, augment: Augment | None = None) -> None:
-        self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
-
-    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Batch, geometry.Placement]:
-        """One example -> a Batch without its leading axis, and how the picture lies on the canvas.
-
-        With `rng`, which training gives, the picture is augmented and one of the example's `instructions`, where it has
-        several, is drawn. Without, it is asked by its `instruction`.
-
-        Raises:
-          ValueError: a picture that cannot be read, with the example's id.
-        """
-        try:
-            pixels = image.read_image(example["image"])
-        except image.ImageError as error:
-            raise ValueError(
-                f"the picture of example {_string(example['example_id'])!r} cannot be read: {error}. "
-                "Build the set again."
-            ) from error
-        canvas = self.shape.canvas
-        if rng is not None and (self.augment.scale != (1.0, 1.0) or self.augment.flip_rate):
-            pixels, placement = image.random_resize_crop(
-                pixels, canvas, rng, scale=self.augment.scale, flip_rate=self.augment.flip_rate
-            )
-        else:
-            pixels, placement = image.fit_to_canvas(pixels, canvas)
-        tokens, mask, points, locate = self._text(example, placement)
-        instruction = example["instruction"]
-        if rng is not None and len(several := example.get("instructions", ())):
-            instruction = several[rng.integers(len(several))]
-        asks, asks_mask = self._padded([self.vocabulary.encode(_string(instruction))], self.shape.instruction)
-        row = Batch(
-            images=pixels,
-            valid_size=np.asarray(placement.valid_size, np.int32),
-            prompt_boxes=np.tile(placement.valid_box, (self.shape.prompts, 1)).astype(np.float32),
-            instruction_tokens=self._regions(asks),
-            instruction_mask=self._regions(asks_mask),
-            text_tokens=self._regions(tokens[None]),
-            text_mask=self._regions(mask[None]),
-            token_points=self._regions(points[None]),
-            locate=self._regions(locate[None]),
-            valid=self._regions(np.ones(1, bool)),
-            weights=Weights(
-                text=np.float32(1), point=np.float32(locate.any()), region=np.float32(len(example["object_boxes"]) > 0)
-            ),
-            prompt_points=self._prompt_points(example, placement),
-            regions=self._objects(example, placement),
-        )
-        return row, placement
-
-    def _text(
-        self, example: Example, placement: geometry.Placement
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens [T], their mask [T], points [T, P, 2] and which of them have a place [T]."""
-        length = self.shape.text
-        ids, spans = self.vocabulary.encode_with_spans(_string(example["text"]))
-        # A text that is cut does not end where it was cut: no end token then.
-        spoken = [self.vocabulary.bos_id, *ids.tolist(), self.vocabulary.eos_id][:length]
-        tokens, mask = np.full(length, self.vocabulary.pad_id, np.int32), np.zeros(length, bool)
-        tokens[: len(spoken)], mask[: len(spoken)] = spoken, True
-
-        points, locate = np.zeros((length, self.shape.points, 2), np.float32), np.zeros(length, bool)
-        words = text.tokens_of_words(spans, example["word_spans"])[: length - 1]
-        if len(example["word_boxes"]) and len(words):
-            boxes, kept = self._seen(np.asarray(example["word_boxes"], np.float32), placement)
-            kept &= np.asarray(example["word_located"], bool)
-            known = words >= 0
-            # Token t stands at t + 1, behind BOS.
-            locate[1 : len(words) + 1] = known & kept[words]
-            grid, side = self.shape.point_grid, geometry.points_per_side(self.shape.point_grid, self.shape.points)
-            points[1 : len(words) + 1] = geometry.boxes_to_points(boxes, grid, side)[words]
-            points[~locate] = 0
-        return tokens, mask, points, locate
-
-    def _prompt_points(self, example: Example, placement: geometry.Placement) -> PromptPoints | None:
-        """The points that an example may ask with, None where the model reads boxes only.
-
-        Keys: prompt_points [k, 2] in fractions of the picture, prompt_foreground [k]. They stand in place of the box;
-        an example without them, or whose points are all cut away, asks with the box of the whole picture.
-        """
-        k = self.shape.prompt_points
-        if not k:
-            return None
-        given = np.asarray(example.get("prompt_points", ()), np.float32).reshape(-1, 2)
-        xy = placement.to_canvas(geometry.to_pixels(given, placement.original_size)).astype(np.float32)
-        seen = np.flatnonzero(geometry.points_inside(xy, placement.valid_box))[:k]
-        foreground = np.asarray(example.get("prompt_foreground", np.ones(len(given), bool)), bool)
-        one = PromptPoints(
-            xy=_pad(xy[seen], k),
-            mask=_pad(np.ones(len(seen), bool), k),
-            foreground=_pad(foreground[seen], k),
-            boxed=np.asarray(not len(seen)),
-        )
-        return jax.tree.map(lambda x: np.tile(x, (self.shape.prompts, *[1] * x.ndim)), one)
-
-    def _objects(self, example: Example, placement: geometry.Placement) -> RegionTargets | None:
-        """The object targets of the dense first stage, None where the model reads none."""
-        r, phrase = self.shape.objects, self.shape.phrase
-        if not r:
-            return None
-        boxes, kept = self._seen(np.asarray(example["object_boxes"], np.float32).reshape(-1, 4), placement)
-        chosen = np.flatnonzero(kept)[:r]
-        names = [_string(example["object_names"][i]) for i in chosen]
-        # A phrase is a set of pieces here: each counts once.
-        ids = [np.asarray(list(dict.fromkeys(self.vocabulary.encode(name).tolist())), np.int32) for name in names]
-        tokens, mask = self._padded(ids, phrase)
-        return RegionTargets(
-            boxes=_pad(boxes[chosen], r),
-            mask=_pad(np.ones(len(chosen), bool), r),
-            tokens=_pad(tokens, r),
-            token_mask=_pad(mask, r),
-        )
-
-    def _seen(self, boxes: np.ndarray, placement: geometry.Placement) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [K, 4] in fractions -> boxes in canvas coordinates, cut to what is seen, and which are seen enough."""
-        boxes = placement.to_canvas(geometry.to_pixels(boxes, placement.original_size))
-        kept = geometry.visible_share(boxes, placement.valid_box) >= self.augment.keep
-        return geometry.clip_boxes(boxes, placement.valid_box).astype(np.float32), kept
-
-    def _padded(self, ids: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token lists -> Int32[K, length] cut and padded, and their mask."""
-        tokens = np.full((len(ids), length), self.vocabulary.pad_id, np.int32)
-        mask = np.zeros((len(ids), length), bool)
-        for row, one in enumerate(ids):
-            one = one[:length]
-            tokens[row, : len(one)], mask[row, : len(one)] = one, True
-        return tokens, mask
-
-    def _regions(self, rows: np.ndarray) -> np.ndarray:
-        """[k, ...] -> [N, ...], padded with zeros."""
-        return _pad(rows, self.shape.regions)
 
 
 class Stream:
@@ -210,7 +88,7 @@ class Stream:
     def __init__(
         self,
         config: DataConfig,
-        converter: PixelFeatureConverter,
+        converter: Converter,
         position: Position | None = None,
         process: tuple[int, int] | None = None,
     ) -> None:
@@ -222,8 +100,8 @@ class Stream:
         self._index, self._count = process or _this_process()
         if config.batch_size % self._count:
             raise ValueError(
-                f"data.batch_size is {config.batch_size}, expected a multiple of the {self._count} processes. "
-                "Change it."
+                f"data.batch_size of {config.mixture} is {config.batch_size}, expected a multiple of the {self._count} "
+                "processes. Change it."
             )
         self._config, self._converter = config, converter
         tasks = rates(config)
@@ -244,10 +122,10 @@ class Stream:
         self._thread = threading.Thread(target=self._fill, name="pixel_align-data", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[tuple[Batch, Position]]:
+    def __iter__(self) -> Iterator[tuple[Any, Position]]:
         return self
 
-    def __next__(self) -> tuple[Batch, Position]:
+    def __next__(self) -> tuple[Any, Position]:
         # Behind a failure or a close nothing comes any more: to wait for it would be for ever.
         if self._failure is None and not self._stopped.is_set():
             item = self._queue.get()
@@ -331,18 +209,59 @@ class Stream:
                 return
 
 
+class Steps:
+    """What every step takes, for ever: one batch of each group. A context, as `Stream` is.
+
+    Every item is (batches, positions), one of each for every stream.
+    """
+
+    def __init__(
+        self, streams: Sequence[tuple[DataConfig, Converter]], positions: Sequence[Position | None] | None
+    ) -> None:
+        """streams: of each group; positions: of each, None to begin.
+
+        Raises:
+          ValueError: what `Stream` raises; positions of another number of groups.
+        """
+        if positions is not None and len(positions) != len(streams):
+            raise ValueError(
+                f"the saved position is of {len(positions)} batches a step, expected {len(streams)}. "
+                "Resume with the data.further that the run began with, or start a new run with init.checkpoint."
+            )
+        begun = positions or [None] * len(streams)
+        with contextlib.ExitStack() as opened:
+            self._streams = [
+                opened.enter_context(Stream(config, converter, position))
+                for (config, converter), position in zip(streams, begun, strict=True)
+            ]
+            self._opened = opened.pop_all()
+
+    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], list[Position]]]:
+        return self
+
+    def __next__(self) -> tuple[tuple[Any, ...], list[Position]]:
+        items = [next(stream) for stream in self._streams]
+        return tuple(batch for batch, _ in items), [position for _, position in items]
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+
 def evaluation_batches(
     config: DataConfig,
     task: str,
     split: str,
-    converter: PixelFeatureConverter,
+    converter: Converter,
     batch_size: int,
     limit: int = 0,
     process: tuple[int, int] | None = None,
-) -> Iterator[tuple[Batch, list[tuple[Example, geometry.Placement]]]]:
+) -> Iterator[tuple[Any, list[tuple[Example, geometry.Placement]]]]:
     """Every example of a task once, in order, never augmented: (batch, its examples and how each lies on the canvas).
 
-    The last batch is padded with copies whose `valid` is False.
+    The last batch is padded with copies of its first row: the list says how many rows are examples.
 
     Args:
       batch_size: per process. limit: at most so many examples per process; 0 for all.
@@ -353,9 +272,7 @@ def evaluation_batches(
         while group := list(itertools.islice(examples, batch_size)):
             converted = list(pool.map(converter, group))
             rows, placements = [row for row, _ in converted], [placement for _, placement in converted]
-            while len(rows) < batch_size:
-                rows.append(dataclasses.replace(rows[0], valid=np.zeros_like(rows[0].valid)))
-            yield stack(rows), list(zip(group, placements, strict=True))
+            yield stack(rows + rows[:1] * (batch_size - len(rows))), list(zip(group, placements, strict=True))
 
 
 def rates(config: DataConfig) -> dict[str, float]:
@@ -467,23 +384,15 @@ def scorer(name: str) -> Callable[[Sequence[Any], Sequence[Any]], dict[str, floa
     return score
 
 
-def stack(rows: Sequence[Batch]) -> Batch:
+def stack(rows: Sequence[Any]) -> Any:
     """Rows -> one batch with a leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
-def to_device(batch: Batch, sharding: NamedSharding) -> Batch:
-    """This process's part of a batch -> global arrays laid out by `sharding`."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+def to_device(batches: Any, sharding: NamedSharding) -> Any:
+    """This process's part of one or more batches -> global arrays laid out by `sharding`."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batches)
 
 
 def _this_process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
-
-
-def _pad(rows: np.ndarray, length: int) -> np.ndarray:
-    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
-
-
-def _string(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

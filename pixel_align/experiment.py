@@ -1,8 +1,10 @@
 """The tree of settings that is a run: one frozen dataclass, each part defined beside the code that it configures."""
 
 import dataclasses
+from typing import Literal
 
 from pixel_align.data import DataConfig, positive
+from pixel_align.models import ModelConfig
 from pixel_align.models.pixel_llm import PixelLLMConfig
 from pixel_align.optim import Optim
 from pixel_align.sharding import MeshConfig
@@ -14,6 +16,7 @@ class Train:
 
     steps: int = 10_000
     seed: int = 0  # of the initial parameters and of dropout
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # in which the tables of frozen parts rest (state.RESTING)
     log_every: int = 50  # steps between lines of metrics.jsonl
     checkpoint_every: int = 1_000  # steps; the last step is always saved
     keep: int = 3  # newest checkpoints that stay
@@ -51,7 +54,7 @@ class Init:
 class Experiment:
     """Everything that decides a run. Written as JSON beside its checkpoints."""
 
-    model: PixelLLMConfig = dataclasses.field(default_factory=PixelLLMConfig)
+    model: ModelConfig = dataclasses.field(default_factory=PixelLLMConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: Optim = dataclasses.field(default_factory=Optim)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -59,3 +62,11 @@ class Experiment:
     evals: tuple[Eval, ...] = ()
     init: Init = dataclasses.field(default_factory=Init)
     instruction: str = "Describe the image in detail."  # what predicting asks where nothing is asked: as the task does
+
+    def batches(self) -> list[tuple[ModelConfig, DataConfig]]:
+        """For each batch of a step: the model as its shape has it, and what fills it."""
+        shapes = [None, *(group.shape for group in self.data.further)]
+        return [
+            (dataclasses.replace(self.model, shape=shape) if shape else self.model, self.data.of_group(index))
+            for index, shape in enumerate(shapes)
+        ]

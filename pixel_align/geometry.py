@@ -57,6 +57,12 @@ class Placement:
         height, width = self.valid_size
         return np.asarray([0.0, 0.0, width / self.canvas, height / self.canvas], np.float32)
 
+    def of_size(self, size: Size) -> Placement:
+        """How a picture of another size (height, width) would lie, of which the same part covers the same canvas."""
+        by_y, by_x = size[0] / self.original_size[0], size[1] / self.original_size[1]
+        x0, y0, x1, y1 = self.crop
+        return dataclasses.replace(self, original_size=size, crop=(x0 * by_x, y0 * by_y, x1 * by_x, y1 * by_y))
+
     def to_canvas(self, xy: Array) -> Array:
         """Points [..., 2] or boxes [..., 4] in pixels of the original -> in canvas coordinates, unclipped."""
         x0, y0, _, _ = self.crop

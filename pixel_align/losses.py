@@ -4,15 +4,34 @@ batch.
 So that examples, tasks, chunks and devices join without a mean of means.
 """
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 
 from pixel_align.batch import RegionOutputs, RegionTargets
 
 Sums = tuple[jax.Array, jax.Array]
+Terms = Mapping[str, tuple[float, Sums]]  # name -> (weight of the loss, (sum, count))
 
 # The logits of one chunk of the text loss stay under this, whatever the vocabulary.
 _CHUNK_BYTES = 16 * 2**20
+
+
+def join(batches: Sequence[Terms]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The terms of the batches of a step -> (loss, {name: mean}).
+
+    Sums and counts are added over all batches, which hold the global batch, and divided once: a device, a batch or a
+    task with few words does not count more.
+    """
+    weights = {name: weight for terms in batches for name, (weight, _) in terms.items()}
+    means = {}
+    for name in weights:
+        sums = [terms[name][1] for terms in batches if name in terms]
+        total, count = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
+        means[name] = total / jnp.maximum(count, 1)
+    loss = sum((weight * means[name] for name, weight in weights.items()), jnp.zeros(()))
+    return loss, means
 
 
 def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0) -> Sums:

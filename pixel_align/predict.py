@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,62 +12,22 @@ import numpy as np
 from pixel_align import geometry, image, models, text
 from pixel_align.checkpoints import store
 from pixel_align.experiment import Experiment
-from pixel_align.models.pixel_llm import Answer, Request
+from pixel_align.prediction import Prediction
 from pixel_align.settings import from_json
-from pixel_align.text_alignment import split_words
-
-MODES = ("trace", "caption")
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the model says about a picture, in pixels of the original.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+    """The functions of a model.
 
     Attributes:
-      text: the sentence.
-      words: its words in order; word_spans: Int[W, 2], their [start, end) characters in text.
-      points: Float[W, P, 2], the predicted points of each word, xy. Empty in mode "caption".
-      boxes: Float[W, 4], xyxy, the smallest box around a word's points.
-      placed: Bool[W], whether the model says that the word has a place at all (always, for models that do not say it).
-      scores: Float[W], the probability of each word given what was said before it, in 0..1.
-      logprob: natural log-probability of the whole text, its end included.
-      size: (height, width) of the picture.
+      encode: (params, images, valid_size) -> image features.
+      answer: mode -> (params, image features, request) -> answer. scored: the same for tasks that are scored.
     """
 
-    text: str
-    words: list[str]
-    word_spans: np.ndarray
-    points: np.ndarray
-    boxes: np.ndarray
-    placed: np.ndarray
-    scores: np.ndarray
-    logprob: float
-    size: tuple[int, int]
-
-    def places(self) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
-        """(points, boxes) of each word, None for words without a place: what `draw.annotate` takes."""
-        if not len(self.points):
-            return [None] * len(self.words), [None] * len(self.words)
-        points = [place if told else None for place, told in zip(self.points, self.placed, strict=True)]
-        return points, [box if told else None for box, told in zip(self.boxes, self.placed, strict=True)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, rounded to a hundredth of a pixel."""
-        placed = len(self.points) == len(self.words)
-        words = []
-        for i, word in enumerate(self.words):
-            entry: dict[str, Any] = {"word": word, "score": round(float(self.scores[i]), 4)}
-            if placed:
-                entry |= {"points": _hundredths(self.points[i]), "box": _hundredths(self.boxes[i])}
-                entry["placed"] = bool(self.placed[i])
-            words.append(entry)
-        height, width = self.size
-        return {"text": self.text, "words": words, "logprob": round(self.logprob, 4), "width": width, "height": height}
-
-
-def _hundredths(pixels: np.ndarray) -> Any:
-    # As float64: the float32 nearest to 0.1 is written with 17 digits.
-    return np.round(pixels.astype(np.float64), 2).tolist()
+    encode: Callable[..., Any]
+    answer: Mapping[str, Callable[..., Any]]
+    scored: Mapping[str, Callable[..., Any]]
 
 
 class Predictor:
@@ -74,7 +35,7 @@ class Predictor:
 
     def __init__(self, config: Experiment, params: Any, vocabulary: text.Vocabulary) -> None:
         self.config, self.params, self.vocabulary = config, params, vocabulary
-        self._encode, self._answer = compiled(config.model)
+        self._family, self._compiled = models.family_of(config.model), compiled(config.model)
         self._features: jax.Array | None = None
         self._placement: geometry.Placement | None = None
 
@@ -98,55 +59,59 @@ class Predictor:
         pixels = picture if isinstance(picture, np.ndarray) else image.read_image(picture)
         canvas, self._placement = image.fit_to_canvas(pixels, self.config.model.shape.canvas)
         valid_size = np.asarray([self._placement.valid_size], np.int32)
-        self._features = self._encode(self.params, canvas[None], valid_size)
+        self._features = self._compiled.encode(self.params, canvas[None], valid_size)
 
-    def trace(self, instruction: str = "", text: str | None = None) -> Prediction:
-        """A sentence with a place for every word: the model's own, or the places of the words of a given `text`."""
-        return self.predict("trace", instruction, text)
+    def trace(self, instruction: str = "", text: str | None = None, **place: Any) -> Prediction:
+        """A sentence with a place for every word: the model's own, or the places of the words of a given `text`.
 
-    def caption(self, instruction: str = "") -> Prediction:
-        """A sentence without places."""
-        return self.predict("caption", instruction)
+        place: `box`, or `points` with `foreground`, in pixels of the original: what is asked about; see
+        `models.pixel_llm_modes.ask_caption`.
+        """
+        return self.predict("trace", instruction=instruction, text=text, **place)
 
-    def predict(self, mode: str = "trace", instruction: str = "", text: str | None = None) -> Prediction:
+    def caption(self, instruction: str = "", **place: Any) -> Prediction:
+        """A sentence without places; `place` as in `trace`."""
+        return self.predict("caption", instruction=instruction, **place)
+
+    def predict(self, mode: str = "trace", **said: Any) -> Prediction:
         """Asks about the picture that was set.
 
         Args:
-          mode: "trace" or "caption". instruction: the words that ask; "" for the experiment's own.
-          text: a given sentence to be read instead of writing one.
+          mode: one of the modes of the model's family.
+          said: what the mode takes, all of it optional, None for what is not said. Without an `instruction` the
+            experiment's own is taken. An empty `text` is a text: a sentence without words.
 
         Raises:
-          ValueError: unknown mode, no picture set, a given text in mode "caption", or one that is too long.
+          ValueError: unknown mode, no picture set, what the mode does not take, what is too long.
         """
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}. Choose one of them.")
-        if mode == "caption" and text is not None:
-            raise ValueError("text is given in mode 'caption', expected none. Use mode 'trace' to place a given text.")
+        modes = self._family.modes
+        if mode not in modes:
+            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(modes)}. Choose one of them.")
+        said = {name: what for name, what in said.items() if what is not None}
+        taken = modes[mode].takes
+        if unknown := sorted(said.keys() - set(taken)):
+            raise ValueError(
+                f"{unknown[0]} is given in mode {mode!r}, expected only {', '.join(taken) or 'nothing'}. "
+                "Leave it out, or choose another mode."
+            )
         if self._features is None or self._placement is None:
             raise ValueError("no picture is set, expected one. Call set_image first.")
-        room = self.config.model.shape.instruction
-        # The experiment's own is cut as it is in training.
-        given = instruction if instruction != self.config.instruction else ""
-        if given and (asked := len(self.vocabulary.encode(given))) > room:
+        if "instruction" in taken:
+            said["instruction"] = self._instruction(said.get("instruction", ""))
+        request = modes[mode].ask(self.config.model, self.vocabulary, self._placement, **said)
+        answer = self._compiled.answer[mode](self.params, self._features, request)
+        answer = jax.tree.map(lambda x: np.asarray(x)[0], answer)
+        return modes[mode].tell(answer, self.vocabulary, self._placement, said)
+
+    def _instruction(self, given: str) -> str:
+        """The words that ask. Given ones must fit; the experiment's own are cut as they were in training."""
+        own, room = self.config.instruction, self.config.model.shape.instruction
+        if given and given != own and (asked := len(self.vocabulary.encode(given))) > room:
             raise ValueError(
                 f"instruction has {asked} tokens, expected at most {room}. Shorten it, or train with a larger "
                 "model.shape.instruction."
             )
-        request = make_request(
-            self.config,
-            self.vocabulary,
-            [self._placement],
-            [instruction or self.config.instruction],
-            None if text is None else [text],
-        )
-        answer = self._answer("read" if text is not None else mode, self.params, self._features, request)
-        answer = jax.tree.map(lambda x: np.asarray(x)[0, 0], answer)
-        prediction = assemble(answer, self.vocabulary, self._placement, text)
-        if mode == "caption":
-            empty = np.zeros((0, 2, 2), np.float32)
-            nowhere = np.zeros(len(prediction.words), bool)
-            return dataclasses.replace(prediction, points=empty, boxes=np.zeros((0, 4), np.float32), placed=nowhere)
-        return prediction
+        return given or own
 
 
 def load(path: str | os.PathLike[str]) -> Predictor:
@@ -156,109 +121,24 @@ def load(path: str | os.PathLike[str]) -> Predictor:
 
 def load_params(config: Experiment, folder: Any, step: int) -> Any:
     """The parameters of a checkpoint (averaged where it has an average) on the first device."""
-    family = models.family(config.model)
-    module = family.module(config.model)
-    abstract = jax.eval_shape(lambda: _init(module, config))
+    abstract = jax.eval_shape(lambda: models.family_of(config.model).init(config.model))
     return store.read_params(folder, step, abstract)
 
 
-def _init(module: Any, config: Experiment) -> Any:
-    from pixel_align.batch import zeros
-
-    return module.init(jax.random.key(0), zeros(config.model.shape, 1))["params"]
-
-
 @functools.lru_cache(maxsize=8)
-def compiled(config: Any) -> tuple[Any, Any]:
-    """(encode, answer) of a model config: encode(params, images, valid_size); answer(mode, params, features, request).
-
-    Compiled at the first use of each shape and mode, once for all users of equal configs.
-    """
-    family = models.family(config)
+def compiled(config: models.ModelConfig) -> Compiled:
+    """What a model config answers with, compiled at the first use of each form, once for all users of equal configs."""
+    family = models.family_of(config)
     module = family.module(config)
-    encode = jax.jit(functools.partial(family.encode_images, module))
+    scored = {name: mode.scoring for name, mode in family.modes.items() if mode.scoring is not None}
+    asked = {name: mode.answer for name, mode in family.modes.items()}
+    evaluated = {name: scoring.answer for name, scoring in scored.items()}
     # Modes that are one function are compiled once.
-    functions = {f: jax.jit(functools.partial(f, module)) for f in dict.fromkeys(family.predict.values())}
-    answers = {mode: functions[f] for mode, f in family.predict.items()}
-
-    def answer(mode: str, params: Any, features: jax.Array, request: Request) -> Answer:
-        return answers[mode](params, features, request)
-
-    return encode, answer
-
-
-def make_request(
-    config: Experiment,
-    vocabulary: text.Vocabulary,
-    placements: list[geometry.Placement],
-    instructions: list[str],
-    texts: list[str] | None,
-) -> Request:
-    """Strings and placements of B pictures -> the arrays of a request, one region each, about the whole picture.
-
-    Raises:
-      ValueError: a given text that has more tokens than the model reads.
-    """
-    shape = config.model.shape
-    b = len(placements)
-    instruction = np.full((b, 1, shape.instruction), vocabulary.pad_id, np.int32)
-    mask = np.zeros((b, 1, shape.instruction), bool)
-    tokens = np.full((b, 1, shape.text), vocabulary.pad_id, np.int32)
-    tokens[:, :, 0] = vocabulary.bos_id
-    for i, words in enumerate(instructions):
-        asked = vocabulary.encode(words)[: shape.instruction]
-        instruction[i, 0, : len(asked)], mask[i, 0, : len(asked)] = asked, True
-    for i, given in enumerate(texts or []):
-        ids = [*vocabulary.encode(given).tolist(), vocabulary.eos_id]
-        if len(ids) > shape.text - 1:
-            raise ValueError(
-                f"text has {len(ids) - 1} tokens, expected at most {shape.text - 2}. "
-                "Shorten it, or train with a larger model.shape.text."
-            )
-        tokens[i, 0, 1 : len(ids) + 1] = ids
-    return Request(
-        valid_size=np.asarray([p.valid_size for p in placements], np.int32),
-        prompt_boxes=np.stack([p.valid_box for p in placements])[:, None].astype(np.float32),
-        instruction_tokens=instruction,
-        instruction_mask=mask,
-        text_tokens=tokens,
-    )
-
-
-def assemble(
-    answer: Answer, vocabulary: text.Vocabulary, placement: geometry.Placement, given: str | None = None
-) -> Prediction:
-    """One answer as numpy (tokens [T], points [T, P, 2], logprobs [T]) -> a Prediction in pixels of the original.
-
-    A word of several tokens stands at the mean of their points. A word that the model did not get to (a given text that
-    was cut) has score 0 and stands where the word before it does. given: the text that was read, in its own spelling.
-    """
-    if given is None:
-        sentence, token_spans = vocabulary.decode_with_spans(answer.tokens)
-    else:
-        sentence, token_spans = given, vocabulary.encode_with_spans(given)[1]
-    word_spans = np.asarray(split_words(sentence), np.int32).reshape(-1, 2)
-    owners = text.tokens_of_words(token_spans[: len(answer.tokens)], word_spans)
-    height, width = placement.valid_size
-    place = np.tile(np.asarray([width, height], np.float32) / (2 * placement.canvas), (answer.points.shape[1], 1))
-    points = np.zeros((len(word_spans), *place.shape), np.float32)
-    scores, placed = np.zeros(len(word_spans), np.float32), np.zeros(len(word_spans), bool)
-    for word in range(len(word_spans)):
-        if len(at := np.flatnonzero(owners == word)):
-            place = answer.points[at].mean(axis=0)
-            scores[word], placed[word] = np.exp(answer.logprobs[at].sum()), answer.presence[at].mean() >= 0.5
-        points[word] = place
-    points = placement.to_original(points).astype(np.float32)
-    ends = np.flatnonzero(answer.tokens == vocabulary.eos_id)
-    length = ends[0] + 1 if len(ends) else len(answer.tokens)
-    return Prediction(
-        text=sentence,
-        words=[sentence[a:b] for a, b in word_spans],
-        word_spans=word_spans,
-        points=points,
-        boxes=geometry.points_to_boxes(points) if len(points) else np.zeros((0, 4), np.float32),
-        placed=placed,
-        scores=scores,
-        logprob=float(answer.logprobs[:length].sum()),
-        size=placement.original_size,
+    functions = {
+        f: jax.jit(functools.partial(f, module)) for f in dict.fromkeys([*asked.values(), *evaluated.values()])
+    }
+    return Compiled(
+        encode=jax.jit(functools.partial(family.encode_images, module)),
+        answer={name: functions[f] for name, f in asked.items()},
+        scored={name: functions[f] for name, f in evaluated.items()},
     )

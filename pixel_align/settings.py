@@ -4,7 +4,8 @@ The builder refuses values of a wrong type, and unknown names with the nearest r
 float, str, None, Literal, tuples, dataclasses and unions of these.
 
 A choice between parts is a field annotated with several dataclasses, `image: SamVitConfig | EvaVitConfig`, told apart
-by the default of their field `kind`. Setting `kind` takes that kind's defaults.
+by the default of their field `kind`. Setting `kind` takes that kind's defaults. A choice that is open to more is
+annotated with a dataclass whose classmethod `kinds` gives them.
 """
 
 from __future__ import annotations
@@ -244,9 +245,20 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
-@functools.cache
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The types that an annotation admits.
+    """The types that an annotation admits. Not cached: an open choice may have grown."""
+    members = _members(annotation)
+    return tuple(kind for member in members for kind in (member.kinds() if _is_open(member) else (member,)))
+
+
+def _is_open(member: Any) -> bool:
+    # Of the class itself: a subclass that inherits `kinds` is one kind.
+    return isinstance(member, type) and "kinds" in vars(member)
+
+
+@functools.cache
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation names.
 
     Raises:
       TypeError: an annotation that no config can hold (a mistake in the dataclass, not in what a user wrote).

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from pixel_align import models, param_rules, sharding
-from pixel_align.batch import Array, zeros
+from pixel_align.batch import Array
 from pixel_align.experiment import Experiment
 
 
@@ -46,8 +46,18 @@ class TrainState:
 
 def init_params(config: Experiment) -> Any:
     """Parameters drawn from the config's seed."""
-    module = models.family(config.model).module(config.model)
-    return module.init(jax.random.key(config.train.seed), zeros(config.model.shape, 1))["params"]
+    return models.family_of(config.model).init(config.model, config.train.seed)
+
+
+# What of a frozen part rests in train.frozen_dtype: nearly all of it. Biases, norm scales and tables of positions stay
+# in float32: they are small, and what they are added to or multiplied with would be rounded twice.
+RESTING = ((r".*/(?:kernel|embedding)", True), (r".*", False))
+
+
+def at_rest(frozen: Any, dtype: str) -> Any:
+    """The frozen half with the leaves that RESTING names in `dtype`."""
+    rests = param_rules.match(RESTING, frozen, dead="ignore")
+    return jax.tree.map(lambda leaf, small: leaf.astype(dtype) if small else leaf, frozen, rests)
 
 
 def make_state(
@@ -55,6 +65,7 @@ def make_state(
 ) -> TrainState:
     """The state before the first step."""
     trainable, frozen = param_rules.split(params, param_rules.match(rules["trainable"], params))
+    frozen = at_rest(frozen, config.train.frozen_dtype)
     # A copy: state and average are both donated.
     average = jax.tree.map(jnp.copy, trainable) if config.optim.average else None
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), average)

@@ -16,7 +16,7 @@ import optax
 import rich.console
 import rich.progress
 
-from pixel_align import data, models, optim, param_rules, sharding, text
+from pixel_align import data, losses, models, optim, param_rules, sharding, text
 from pixel_align.batch import check
 from pixel_align.checkpoints import store
 from pixel_align.evaluation import evaluator
@@ -36,20 +36,24 @@ class NonFiniteLoss(RuntimeError):
 def make_train_step(
     config: Experiment, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The pure function (state, batch) -> (next state, metrics); randomness is a function of seed and step."""
-    family = models.family(config.model)
-    module = family.module(config.model)
+    """The pure function (state, batches) -> (next state, metrics); randomness is a function of seed and step.
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    A step takes one batch of each group of tasks (`Experiment.batches`).
+    """
+    family = models.family_of(config.model)
+    configs = [model for model, _ in config.batches()]
+
+    def train_step(state: TrainState, batches: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
 
         def total_loss(trainable: Any) -> tuple[jax.Array, Metrics]:
             params = param_rules.merge(trainable, state.frozen)
-            outputs = module.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
-            terms = family.loss(outputs, batch, config.model)
-            # Sums over the global batch, divided once: a device or a task with few words does not count more.
-            means = {name: total / jnp.maximum(count, 1) for name, (_, (total, count)) in terms.items()}
-            return sum(weight * means[name] for name, (weight, _) in terms.items()), means
+            terms = []
+            for index, (model, batch) in enumerate(zip(configs, batches, strict=True)):
+                dropout = jax.random.fold_in(rng, index)
+                outputs = family.module(model).apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
+                terms.append(family.loss(outputs, batch, model))
+            return losses.join(terms)
 
         (loss, means), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
@@ -74,27 +78,29 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
       NonFiniteLoss: at the first such step.
     """
     workdir = Path(workdir)
-    family = models.family(config.model)
+    family = models.family_of(config.model)
     console = rich.console.Console(stderr=True)
 
     # ---- Vocabulary and data: what is wrong here is said before anything is compiled.
     checkpoints = workdir / "checkpoints"
     vocabulary = find_vocabulary(config, checkpoints)
     check_resumable(config, checkpoints, vocabulary)
-    converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
-    for task in data.rates(config.data):
-        data.check_task(config.data, task, config.data.split)
+    streams = [(read, family.converter(model, vocabulary, read.augment)) for model, read in config.batches()]
+    for read, _ in streams:
+        for task in data.rates(read):
+            data.check_task(read, task, read.split)
     for evaluation in config.evals:
         evaluator.check(config, evaluation)
 
     # ---- Mesh, and the state as shapes: nothing is allocated yet.
     mesh = sharding.make_mesh(config.mesh)
     readers = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.batch_size % readers:
-        raise ValueError(
-            f"data.batch_size is {config.data.batch_size}, expected a multiple of {readers}, the devices that see "
-            "different examples. Change it or the mesh."
-        )
+    for read, _ in streams:
+        if read.batch_size % readers:
+            raise ValueError(
+                f"data.batch_size of {read.mixture} is {read.batch_size}, expected a multiple of {readers}, the devices "
+                "that see different examples. Change it or the mesh."
+            )
     rules = family.rules(config.model)
     abstract_params = jax.eval_shape(lambda: init_params(config))
     if config.init.checkpoint and not (checkpoints.is_dir() and store.steps_of(checkpoints)):
@@ -116,9 +122,9 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     # ---- Restore or initialise, in this order of precedence:
     # 1. the newest step of this work folder; 2. init.checkpoint; 3. the seed.
     keeper = store.Store(checkpoints, config.train.keep)
-    position = None
+    positions = None
     if (latest := keeper.latest()) is not None:
-        arrays, position = keeper.restore(latest, saved_arrays(abstract))
+        arrays, positions = keeper.restore(latest, saved_arrays(abstract))
         state = from_saved(arrays, latest, abstract, rules)
         console.print(f"resumed at step {latest}")
     else:
@@ -143,7 +149,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     with (
         keeper,
         jax.set_mesh(mesh),
-        data.Stream(config.data, converter, position) as stream,
+        data.Steps(streams, positions) as steps,
         _progress(console) as progress,
         log,
     ):
@@ -155,10 +161,11 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         told = -np.inf
         begun, begun_at = time.perf_counter(), first
         for step in range(first + 1, config.train.steps + 1):
-            batch, position = next(stream)
+            batches, positions = next(steps)
             if step == first + 1:
-                check(batch, family.batch_spec(config.model, batch.images.shape[0]))
-            state, metrics = train_step(state, data.to_device(batch, sharding.over_batch(mesh)))
+                for batch, (model, _) in zip(batches, config.batches(), strict=True):
+                    check(batch, family.batch_spec(model, batch.images.shape[0]))
+            state, metrics = train_step(state, data.to_device(batches, sharding.over_batch(mesh)))
 
             # The metrics of the step before, while this one runs.
             if pending is not None:
@@ -184,7 +191,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
             progress.update(bar, completed=step)
             if step % config.train.checkpoint_every == 0 or last:
                 _check_finite(step, metrics, keeper)
-                keeper.save(step, saved_arrays(state), position)
+                keeper.save(step, saved_arrays(state), positions)
             for evaluation in _due(config, step):
                 _check_finite(step, metrics, keeper)
                 _evaluate(config, evaluation, state.best_params, vocabulary, workdir, step, log, console)
@@ -197,19 +204,13 @@ def find_vocabulary(config: Experiment, checkpoints: Path) -> text.Vocabulary:
     """The vocabulary that data.vocabulary names, or the one that a run to be resumed left beside its checkpoints.
 
     Raises:
-      ValueError: none is named, or it is not the size of the model's vocabulary layer. FileNotFoundError: no such file.
+      ValueError: none is named. FileNotFoundError: no such file.
     """
     if not config.data.vocabulary and not checkpoints.is_dir():
         raise ValueError(
             "data.vocabulary is '', expected a SentencePiece .model file. Give it: --set data.vocabulary=FILE."
         )
-    vocabulary = text.load_vocabulary(config.data.vocabulary or checkpoints)
-    if config.model.text.vocab_size != vocabulary.size:
-        raise ValueError(
-            f"model.text.vocab_size is {config.model.text.vocab_size}, expected {vocabulary.size}, the size of the "
-            f"vocabulary {config.data.vocabulary or str(checkpoints)!r}. Set model.text.vocab_size."
-        )
-    return vocabulary
+    return text.load_vocabulary(config.data.vocabulary or checkpoints)
 
 
 def check_resumable(config: Experiment, checkpoints: Path, vocabulary: text.Vocabulary) -> None:

@@ -16,7 +16,8 @@ import seqio
 
 from pixel_align import batch, data, image, sharding
 from pixel_align.batch import Shape
-from pixel_align.data import Augment, DataConfig, PixelFeatureConverter, Stream, evaluation_batches
+from pixel_align.converter import Augment, PixelFeatureConverter
+from pixel_align.data import DataConfig, Stream, evaluation_batches
 from pixel_align.text import SentencePieceVocabulary, train_sentencepiece
 from pixel_align.text_alignment import split_words
 from tests import tiny
@@ -391,11 +392,11 @@ def converter(tiny_world: Path) -> PixelFeatureConverter:
 
 
 def _evaluated(config: DataConfig, converter: PixelFeatureConverter, size: int, **options: Any) -> tuple[list, list]:
-    """(ids, the rows that are valid); checks the form of every batch."""
+    """(ids, their pictures); checks the form of every batch."""
     ids, rows = [], []
     for found, group in evaluation_batches(config, tiny.TASK, "validation", converter, size, **options):
         assert found.images.shape[0] == size and 0 < len(group) <= size
-        np.testing.assert_array_equal(found.valid.any(axis=1), np.arange(size) < len(group))
+        np.testing.assert_array_equal(found.images[len(group) :], found.images[[0] * (size - len(group))])
         ids += [example["example_id"].decode() for example, _ in group]
         rows += list(found.images[: len(group)])
     return ids, rows
@@ -433,6 +434,27 @@ def test_batches_become_global_arrays() -> None:
     assert {shard.data.shape for shard in found.images.addressable_shards} == {(2, 8, 8, 3)}
 
 
+def test_a_step_takes_a_batch_of_each_group_and_says_where_each_stands(
+    config: DataConfig, converter: PixelFeatureConverter
+) -> None:
+    """Of two groups over the same task, each goes its own way, as it would alone, and resumes there."""
+    several = dataclasses.replace(config, further=(data.Group(tiny.TASK, 3),))
+    streams = [(several.of_group(i), converter) for i in range(2)]
+    with data.Steps(streams, None) as steps:
+        taken = [next(steps) for _ in range(4)]
+    for i, (alone, _) in enumerate(streams):
+        with Stream(alone, converter) as stream:
+            for batches, positions in taken:
+                expected, position = next(stream)
+                np.testing.assert_array_equal(batches[i].images, expected.images)
+                assert positions[i] == position
+    with data.Steps(streams, taken[1][1]) as again:
+        for one, other in zip(next(again)[0], taken[2][0], strict=True):
+            np.testing.assert_array_equal(one.images, other.images)
+    with pytest.raises(ValueError, match="the saved position is of 1 batches a step, expected 2"):
+        data.Steps(streams, taken[0][1][:1])
+
+
 # Errors
 
 
@@ -448,7 +470,7 @@ def test_batches_become_global_arrays() -> None:
             {"mixture": "localized_narratives_coco"},
             "holds no set 'localized_narratives_coco', expected one that is built",
         ),
-        ({"batch_size": 3}, "data.batch_size is 3, expected a multiple of the 2 processes"),
+        ({"batch_size": 3}, "data.batch_size of synthetic_narratives is 3, expected a multiple of the 2 processes"),
     ],
 )
 def test_wrong_settings_are_one_line(config: DataConfig, changes: dict[str, Any], message: str) -> None:

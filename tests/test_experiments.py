@@ -28,7 +28,7 @@ def shapes(config: Experiment) -> Any:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_rules_cover_the_model_and_none_is_dead(name: str) -> None:
     config = experiment(name)
-    params, rules = shapes(config), models.family(config.model).rules(config.model)
+    params, rules = shapes(config), models.family_of(config.model).rules(config.model)
     for kind in ("trainable", "weight_decay", "lr_multiplier", "sharding"):
         param_rules.match(rules[kind], params)
     assert param_rules.paths(param_rules.split(params, param_rules.match(rules["trainable"], params))[0])
@@ -58,7 +58,7 @@ def test_the_trace_stage_is_the_published_one() -> None:
 
     params = shapes(config)
     trained, frozen = param_rules.split(
-        params, param_rules.match(models.family(config.model).rules(config.model)["trainable"], params)
+        params, param_rules.match(models.family_of(config.model).rules(config.model)["trainable"], params)
     )
     trained_paths = [path for path, leaf in param_rules.paths(trained).items() if leaf is not None]
     frozen_paths = [path for path, leaf in param_rules.paths(frozen).items() if leaf is not None]

@@ -50,7 +50,7 @@ def run(mesh_shape: tuple[int, int, int]) -> tuple[dict[str, float], dict[str, n
     """Two steps of gradient descent on a mesh: metrics of the second, all parameters behind it, and which are split."""
     devices = jax.devices()[: int(np.prod(mesh_shape))]
     mesh = sharding.make_mesh(sharding.MeshConfig(*mesh_shape), devices)
-    rules = models.family(MODEL).rules(MODEL)
+    rules = models.family_of(MODEL).rules(MODEL)
     abstract = jax.eval_shape(lambda: run_state.init_params(CONFIG))
     # Plain descent: Adam would blow up the difference of two gradients that are both nearly zero.
     plain = optax.sgd(0.1)
@@ -64,7 +64,7 @@ def run(mesh_shape: tuple[int, int, int]) -> tuple[dict[str, float], dict[str, n
     with jax.set_mesh(mesh):
         for seed in (0, 1):
             placed: Any = jax.tree.map(lambda x: jax.device_put(x, sharding.over_batch(mesh)), batch(seed))
-            state, metrics = step(state, placed)
+            state, metrics = step(state, (placed,))
     split = [p for p, x in param_rules.paths(state.params).items() if not x.sharding.is_fully_replicated]
     values = {name: float(value) for name, value in metrics.items()}
     return values, {p: np.asarray(x) for p, x in param_rules.paths(state.params).items()}, split

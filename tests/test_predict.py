@@ -19,6 +19,7 @@ import pixel_align
 from pixel_align import batch, models, predict, text
 from pixel_align.batch import Batch
 from pixel_align.image import ImageError, read_image
+from pixel_align.models import pixel_llm_modes
 from pixel_align.predict import Prediction, Predictor
 from pixel_align.text_alignment import words_of
 
@@ -115,12 +116,28 @@ def test_what_is_asked_by_default_is_what_training_asks(predictor: Predictor, ti
     assert np.abs(other.points - predictor.trace(text="a red circle").points).max() > 0
 
 
+def test_a_part_of_a_picture_may_be_asked_about(predictor: Predictor) -> None:
+    """A box of all of it is the whole picture; a smaller one, in pixels of the original, is another question."""
+    predictor.set_image(picture(48, 80))
+    whole = predictor.trace(text="a red circle")
+    same(predictor.trace(text="a red circle", box=(0, 0, 80, 48)), whole)
+    same(predictor.trace(text="a red circle", box=(-5, -5, 99, 48)), whole)  # cut to the picture
+    part = predictor.trace(text="a red circle", box=(40, 0, 80, 24))
+    assert np.abs(part.points - whole.points).max() > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"mode": "tracing"}, "mode is 'tracing', expected one of trace, caption"),
-        ({"mode": "caption", "text": "a circle"}, "text is given in mode 'caption', expected none"),
+        (
+            {"mode": "caption", "text": "a circle"},
+            "text is given in mode 'caption', expected only box, foreground, instruction",
+        ),
         ({"text": "circle " * 60}, r"text has \d+ tokens, expected at most 38"),
+        ({"box": (9, 9, 3, 3)}, r"box is \(9, 9, 3, 3\), expected x0, y0, x1, y1"),
+        ({"box": (90, 0, 99, 9)}, "expected one inside the picture of 80 x 48 pixels"),
+        ({"points": [[3, 3]]}, "points are 1, expected none: this model reads boxes only"),
     ],
 )
 def test_what_cannot_be_asked(predictor: Predictor, arguments: dict[str, Any], message: str) -> None:
@@ -145,9 +162,9 @@ def test_cached_greedy_decoding_says_what_repeated_full_passes_say(predictor: Pr
     predictor.set_image(pixels)
     written = predictor.trace()
     model, shape = config.model, config.model.shape
-    module = models.family(model).module(model)
+    module = models.family_of(model).module(model)
     canvas, placement = predict.image.fit_to_canvas(pixels, shape.canvas)
-    request = predict.make_request(config, predictor.vocabulary, [placement], [config.instruction], None)
+    request = pixel_llm_modes.ask_trace(model, predictor.vocabulary, placement, instruction=config.instruction)  # type: ignore[arg-type]
 
     @jax.jit
     def full_pass(params: Any, given: Batch) -> tuple[jax.Array, jax.Array]:
@@ -254,11 +271,11 @@ def test_size_and_places_scale_with_the_original(predictor: Predictor) -> None:
 
 def test_a_picture_is_encoded_once_and_another_size_compiles_nothing(predictor: Predictor) -> None:
     calls, compiled = [], []
-    encode = predictor._encode
+    functions = predictor._compiled
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
-        return encode(*arguments)
+        return functions.encode(*arguments)
 
     def ask() -> None:
         predictor.trace()
@@ -266,7 +283,7 @@ def test_a_picture_is_encoded_once_and_another_size_compiles_nothing(predictor: 
         predictor.trace("where?", "a red circle")
         predictor.trace(text="blue")
 
-    predictor._encode = counted
+    predictor._compiled = dataclasses.replace(functions, encode=counted)
     try:
         predictor.set_image(picture(48, 80))
         ask()
@@ -278,14 +295,14 @@ def test_a_picture_is_encoded_once_and_another_size_compiles_nothing(predictor: 
         ask()
     finally:
         jax.monitoring.clear_event_listeners()
-        predictor._encode = encode
+        predictor._compiled = functions
     assert len(calls) == 3
     assert not [event for event in compiled if "compile" in event]
 
 
 def test_predictors_of_equal_configs_share_what_is_compiled(predictor: Predictor) -> None:
     other = Predictor(predictor.config, predictor.params, predictor.vocabulary)
-    assert other._encode is predictor._encode and other._answer is predictor._answer
+    assert other._compiled is predictor._compiled
 
 
 # ---- A checkpoint alone
@@ -316,4 +333,4 @@ def test_a_checkpoint_moved_elsewhere_predicts_alone_without_tensorflow_and_in_s
 
 def test_an_instruction_that_does_not_fit_is_refused(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match=r"instruction has \d+ tokens, expected at most"):
-        predictor.predict("trace", "describe " * 40)
+        predictor.trace("describe " * 40)

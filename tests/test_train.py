@@ -100,7 +100,7 @@ def test_checkpoints_are_kept_with_config_vocabulary_and_position(tiny_run: Path
     assert config.from_json(Experiment, store.read_config(folder)) == experiment
     assert store.read_vocabulary(folder).digest() == text.load_vocabulary(experiment.data.vocabulary).digest()
     for step in (4, 8, 12):
-        saved = json.loads(next((folder / str(step) / "position").glob("metadata")).read_text())
+        (saved,) = json.loads(next((folder / str(step) / "position").glob("metadata")).read_text())
         drawn = step * experiment.data.batch_size
         scenes = tiny.SCENES["train"]
         # The position is a count: how many were drawn, and how far into which epoch that is.
@@ -347,7 +347,10 @@ def test_a_run_resumes_without_the_file_of_its_vocabulary(tiny_run: Path, experi
     [
         ({"data.vocabulary": ""}, "data.vocabulary is '', expected a SentencePiece .model file"),
         ({"model.text.vocab_size": 384}, "model.text.vocab_size is 384, expected 256"),
-        ({"data.batch_size": 12}, "data.batch_size is 12, expected a multiple of 8, the devices"),
+        (
+            {"data.batch_size": 12},
+            "data.batch_size of synthetic_narratives is 12, expected a multiple of 8, the devices",
+        ),
         ({"data.mixture": "synthetic_narative"}, "Did you mean 'synthetic_narratives'"),
         ({"data.split": "tset"}, "split is 'tset', expected one of"),
         ({"data.dir": "/nowhere"}, "data.dir is '/nowhere', expected the folder"),

@@ -46,18 +46,18 @@ class Store:
         """The newest whole step, None before the first."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, arrays: dict[str, Any], position: dict[str, Any]) -> None:
+    def save(self, step: int, arrays: dict[str, Any], positions: list[dict[str, Any]]) -> None:
         """Starts saving; returns when the arrays have been copied and may be donated.
 
         Args:
           arrays: "params", "optimizer" and perhaps "average", each a tree of global arrays.
-          position: JSON of the data stream.
+          positions: of the data streams, JSON.
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        self._manager.save(step, args=ocp.args.Composite(**items, position=ocp.args.JsonSave(position)))
+        self._manager.save(step, args=ocp.args.Composite(**items, position=ocp.args.JsonSave(positions)))
 
-    def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(arrays, position) of a step, laid out by the shardings of `abstract`, which has the form of `save`'s
+    def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """(arrays, positions) of a step, laid out by the shardings of `abstract`, which has the form of `save`'s
         arrays.
         """
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}

@@ -15,14 +15,14 @@ import PIL.Image
 import rich.console
 import rich.progress
 
-from pixel_align import data, draw, geometry, image, predict, text
-from pixel_align.batch import Batch
+from pixel_align import data, draw, geometry, image, models, predict, text
+from pixel_align.converter import string
 from pixel_align.evaluation import traces
 from pixel_align.experiment import Eval, Experiment
-from pixel_align.models.pixel_llm import Request
+from pixel_align.prediction import Prediction
 
-MODES = ("trace",)
 Wrap = Callable[[Iterable[Any]], Iterable[Any]]
+Controls = dict[str, tuple[list[Any], tuple[str, ...]]]  # name -> (readings, figures that are kept; () for all)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,84 +55,83 @@ def evaluate(
     """Scores a task, each example exactly once.
 
     Args:
-      params: of the model, as `PixelLLM` takes them.
+      params: of the model.
       controls: also score what must fail: each text with the last picture before it that is another one (`shuffled`),
-        each word with the place of another word of its sentence (`swapped`), readers without eyes (`center`, `mean`).
+        what the mode adds (CONTROLS): each word with the place of another word of its sentence (`swapped`), readers
+        without eyes (`center`, `mean`).
       wrap: put around the iterator of batches, for a progress bar.
 
     Raises:
       ValueError: unknown task, split or mode, or no example.
     """
     check(config, evaluation)
+    family = models.family_of(config.model)
+    scoring, run = family.modes[evaluation.mode].scoring, predict.compiled(config.model)
+    assert scoring is not None  # or check had refused
     score = data.scorer(evaluation.task)
-    converter = data.PixelFeatureConverter(config.model.shape, vocabulary, config.data.augment)
-    encode, answer = predict.compiled(config.model)
-    targets: list[dict[str, Any]] = []
-    said: list[dict[str, Any]] = []
-    shuffled_targets: list[dict[str, Any]] = []
-    shuffled: list[dict[str, Any]] = []
+    converter = family.converter(config.model, vocabulary, config.data.augment)
+
+    def answers(batch: Any, pictures: Any, features: Any) -> Callable[[int], Any]:
+        """Row -> the answer to what it says in `batch` about the picture that it is in `pictures`."""
+        whole = run.scored[evaluation.mode](params, features, scoring.request(batch, pictures))
+        whole = jax.tree.map(np.asarray, whole)
+        return lambda i: jax.tree.map(lambda x: x[i], whole)
+
+    targets: list[Any] = []
+    said: list[Any] = []
+    shuffled_targets: list[Any] = []
+    shuffled: list[Any] = []
     others = _Others()
     lines: list[dict[str, Any]] = []
-    drawn: list[tuple[np.ndarray, predict.Prediction]] = []
+    drawn: list[tuple[np.ndarray, Prediction]] = []
     drawn_ids: set[str] = set()
     batches = data.evaluation_batches(
         config.data, evaluation.task, evaluation.split, converter, evaluation.batch_size, evaluation.limit
     )
     for batch, group in wrap(batches):
-        examples, placements = [example for example, _ in group], [placement for _, placement in group]
-        request = _request(batch)
-        features = encode(params, batch.images, batch.valid_size)
-        batch_targets = [_target(*pair) for pair in group]
-        targets += batch_targets
-        pairs = _predict(answer, params, features, request, batch_targets, placements, vocabulary)
-        said += [_for_metrics(*pair) for pair in pairs]
+        features = run.encode(params, batch.images, batch.valid_size)
+        answer = answers(batch, batch, features)
+        kept = []
+        for i, (example, placement) in enumerate(group):
+            target = scoring.target(example, placement)
+            one = scoring.said(answer(i), target, vocabulary, placement)
+            targets.append(target)
+            said.append(one.scored)
+            lines.append({"id": string(example["example_id"]), **one.line, **one.prediction.to_json()})
+            # One sentence of each picture: neighbours in a set are often of the same one.
+            seen = string(example["image_id"])
+            if len(drawn) < evaluation.pictures and seen not in drawn_ids:
+                drawn_ids.add(seen)
+                drawn.append((image.read_image(example["image"]), one.prediction))
+            row = jax.tree.map(lambda x, i=i: x[i], batch)
+            kept.append(_Seen(seen, jax.tree.map(lambda x, i=i: x[i], features), row, placement))
         if controls:
-            kept = [
-                _Seen(_string(example["image_id"]), features[i], batch.valid_size[i], batch.prompt_boxes[i], placement)
-                for i, (example, placement) in enumerate(group)
-            ]
             partners = [others.of(one) for one in kept]
             # The first pictures have none before them; rows that pad the batch repeat its first.
             rows = [partner or own for partner, own in zip(partners, kept, strict=True)]
-            rows += rows[:1] * (len(batch.images) - len(rows))
-            moved = dataclasses.replace(
-                request,
-                valid_size=np.stack([row.valid_size for row in rows]),
-                prompt_boxes=np.stack([row.prompt_boxes for row in rows]),
-            )
-            elsewhere = [row.placement for row in rows[: len(group)]]
-            wrong = _predict(
-                answer, params, jnp.stack([r.features for r in rows]), moved, batch_targets, elsewhere, vocabulary
-            )
-            for pair, partner, one, target in zip(wrong, partners, kept, batch_targets, strict=True):
+            rows += rows[:1] * (evaluation.batch_size - len(rows))
+            pictures = jax.tree.map(lambda *leaves: np.stack(leaves), *(row.batch for row in rows))
+            elsewhere = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row.features for row in rows))
+            answer = answers(batch, pictures, elsewhere)
+            for i, (partner, own) in enumerate(zip(partners, kept, strict=True)):
                 if partner is not None:
-                    sizes = partner.placement.original_size, one.placement.original_size
-                    shuffled.append(_for_metrics(*_stretched(pair, *sizes)))
+                    target = targets[len(targets) - len(kept) + i]
+                    # Places in the other picture, as the same fractions of this one.
+                    moved = partner.placement.of_size(own.placement.original_size)
+                    shuffled.append(scoring.said(answer(i), target, vocabulary, moved).scored)
                     shuffled_targets.append(target)
-        for example, target, (read, written) in zip(examples, batch_targets, pairs, strict=True):
-            own = written.to_json()
-            name = _string(example["example_id"])
-            lines.append({"id": name, "target": target["text"], "read": read.to_json()["words"], **own})
-            # One sentence of each picture: neighbours in a set are often of the same one.
-            seen = _string(example["image_id"])
-            if len(drawn) < evaluation.pictures and seen not in drawn_ids:
-                drawn_ids.add(seen)
-                drawn.append((image.read_image(example["image"]), written))
     if not targets:
         raise ValueError(
             f"task {evaluation.task!r} has no example in split {evaluation.split!r}, expected at least one. "
             "Check data.dir."
         )
-    names = sorted({name for target in targets for name in target["object_names"]})
     metrics = score(targets, said)
     if shuffled:
         metrics |= _prefixed("shuffled", score(shuffled_targets, shuffled))
-    if controls:
-        exchanged = [traces.swapped(t, p, names) for t, p in zip(targets, said, strict=True)]
-        metrics |= _prefixed("swapped", score(targets, exchanged))
-        for reader, function in traces.READERS.items():
-            blind = score(targets, [function(t, names) for t in targets])
-            metrics |= _prefixed(reader, {key: blind[key] for key in ("point_distance", "inside_box")})
+    if controls and evaluation.mode in CONTROLS:
+        for name, (readings, keys) in CONTROLS[evaluation.mode](targets, said).items():
+            failed = score(targets, readings)
+            metrics |= _prefixed(name, {key: value for key, value in failed.items() if not keys or key in keys})
     sheet = None
     if drawn:
         pictures = [draw.annotate(pixels, p.words, *p.places()) for pixels, p in drawn]
@@ -161,8 +160,10 @@ def progress(config: Experiment, evaluation: Eval, console: rich.console.Console
 
 def check(config: Experiment, evaluation: Eval) -> None:
     """Raises ValueError, before anything is computed, for an evaluation that cannot be done."""
-    if evaluation.mode not in MODES:
-        raise ValueError(f"mode is {evaluation.mode!r}, expected one of {', '.join(MODES)}. Choose one of them.")
+    modes = models.family_of(config.model).modes
+    if evaluation.mode not in modes or modes[evaluation.mode].scoring is None:
+        scored = ", ".join(name for name, mode in modes.items() if mode.scoring is not None)
+        raise ValueError(f"mode is {evaluation.mode!r}, expected one that is scored: {scored}. Choose one of them.")
     data.check_task(config.data, evaluation.task, evaluation.split)
     data.scorer(evaluation.task)
 
@@ -171,9 +172,8 @@ class _Seen(NamedTuple):
     """One picture as the model keeps it."""
 
     image_id: str
-    features: jax.Array  # Float[h, w, D]
-    valid_size: np.ndarray
-    prompt_boxes: np.ndarray
+    features: Any  # its image features, without the leading axis
+    batch: Any  # its row
     placement: geometry.Placement
 
 
@@ -208,73 +208,18 @@ def write(result: Result, folder: Path) -> None:
         result.pictures.save(folder / "pictures.png")
 
 
-Pair = tuple[predict.Prediction, predict.Prediction]  # (read: the target's text, written: the model's own)
+def _trace_controls(targets: list[Any], said: list[Any]) -> Controls:
+    names = sorted({name for target in targets for name in target["object_names"]})
+    pairs = zip(targets, said, strict=True)
+    found: Controls = {"swapped": ([traces.swapped(target, one, names) for target, one in pairs], ())}
+    for reader, function in traces.READERS.items():
+        found[reader] = [function(target, names) for target in targets], ("point_distance", "inside_box")
+    return found
 
 
-def _predict(
-    answer: Any,
-    params: Any,
-    features: jax.Array,
-    request: Request,
-    targets: list[dict[str, Any]],
-    placements: list[geometry.Placement],
-    vocabulary: text.Vocabulary,
-) -> list[Pair]:
-    read = jax.tree.map(np.asarray, answer("read", params, features, request))
-    written = jax.tree.map(np.asarray, answer("trace", params, features, request))
-    pairs = []
-    for i, (target, placement) in enumerate(zip(targets, placements, strict=True)):
-        one, own = (jax.tree.map(lambda x, i=i: x[i, 0], whole) for whole in (read, written))
-        pairs.append(
-            (predict.assemble(one, vocabulary, placement, target["text"]), predict.assemble(own, vocabulary, placement))
-        )
-    return pairs
-
-
-def _for_metrics(read: predict.Prediction, written: predict.Prediction) -> dict[str, Any]:
-    return {
-        "points": read.points,
-        "text": written.text,
-        "word_spans": written.word_spans,
-        "word_points": written.points,
-    }
-
-
-def _stretched(pair: Pair, size: tuple[int, int], onto: tuple[int, int]) -> Pair:
-    """Points in a picture of `size` -> the same fractions of a picture of size `onto`, both (height, width)."""
-    read, written = (
-        dataclasses.replace(p, points=geometry.to_pixels(geometry.to_fractions(p.points, size), onto)) for p in pair
-    )
-    return read, written
-
-
-def _target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:
-    """An example of a trace task -> the target of `evaluation.traces`, in pixels of the original."""
-    size = placement.original_size
-
-    def pixels(name: str, width: int) -> np.ndarray:
-        return geometry.to_pixels(np.asarray(example[name], np.float64).reshape(-1, width), size)
-
-    return {
-        "text": _string(example["text"]),
-        "word_spans": np.asarray(example["word_spans"]).reshape(-1, 2),
-        "word_boxes": pixels("word_boxes", 4),
-        "word_located": np.asarray(example["word_located"], bool),
-        "object_boxes": pixels("object_boxes", 4),
-        "object_names": [_string(name) for name in example["object_names"]],
-        "size": size,
-    }
-
-
-def _request(batch: Batch) -> Request:
-    return Request(
-        batch.valid_size, batch.prompt_boxes, batch.instruction_tokens, batch.instruction_mask, batch.text_tokens
-    )
+# mode -> (targets, what was said) -> {control: what a reader says who must fail, with the figures that mean something}
+CONTROLS: dict[str, Callable[[list[Any], list[Any]], Controls]] = {"trace": _trace_controls}
 
 
 def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
-
-
-def _string(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixel_align import decoding, geometry, losses, param_rules
-from pixel_align.batch import Array, Batch, Outputs, PromptPoints, RegionOutputs, Shape, spec
+from pixel_align import geometry, losses, param_rules
+from pixel_align.batch import Batch, Outputs, PromptPoints, RegionOutputs, Shape, spec
+from pixel_align.models.family import ModelConfig
 from pixel_align.nn import eva_vit, location_head, prompt_encoder, prompt_extractor, region_head, sam_vit, t5
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.eva_vit import EvaVitConfig
@@ -40,7 +41,7 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelLLMConfig:
+class PixelLLMConfig(ModelConfig):
     """The whole model. Each part's settings stand beside the part."""
 
     kind: str = "pixel_llm"
@@ -201,10 +202,8 @@ class PixelLLM(nn.Module):
         return RegionOutputs(*self.query_regions(visual[:, 0], query_anchors(visual.shape[2])))
 
 
-def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str, tuple[float, losses.Sums]]:
-    """name -> (weight of the loss, (sum, count)) over the batch; a mean is sum / count, taken once, over all
-    devices.
-    """
+def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms:
+    """name -> (weight of the loss, (sum, count)) over the batch."""
     c = config.loss
     valid = batch.valid[:, :, None]
     text_weights = (batch.text_mask[..., 1:] & valid) * batch.weights.text[:, None, None]
@@ -247,104 +246,6 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> Mapping[str,
 def batch_spec(config: PixelLLMConfig, batch_size: int) -> Batch:
     """The abstract batch that the model reads."""
     return spec(config.shape, batch_size)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of B pictures whose image features are kept. Frames and masks as in `Batch`.
-
-    Attributes:
-      valid_size: Int32[B, 2]. prompt_boxes: Float32[B, M, 4].
-      instruction_tokens: Int32[B, N, C] and instruction_mask: Bool[B, N, C].
-      text_tokens: Int32[B, N, T], BOS w1 .. wn EOS, a text to be read; ignored where the model writes.
-      prompt_points: points of the prompts, None for boxes only.
-    """
-
-    valid_size: Array
-    prompt_boxes: Array
-    instruction_tokens: Array
-    instruction_mask: Array
-    text_tokens: Array
-    prompt_points: PromptPoints | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """Tokens with their places and scores; BOS is not among them.
-
-    Attributes:
-      tokens: Int32[B, N, T - 1].
-      points: Float32[B, N, T - 1, P, 2] in [0, 1] of the canvas.
-      presence: Float32[B, N, T - 1], the probability that the token has a place; 1 for a model that does not say it.
-      logprobs: Float32[B, N, T - 1], natural, of each token given those before it.
-    """
-
-    tokens: Array
-    points: Array
-    presence: Array
-    logprobs: Array
-
-
-def encode_images(model: PixelLLM, params: Any, images: jax.Array, valid_size: jax.Array) -> jax.Array:
-    """UInt8[B, H, W, 3], Int[B, 2] -> the image features that every request about these pictures reads."""
-    return model.bind({"params": params}).encode_image(images, valid_size)
-
-
-def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
-    """The model's own text, greedily, and the place of each token from the same pass."""
-    bound = model.bind({"params": params})
-    b, n, t = request.text_tokens.shape
-    prefix, mask = _prefix(bound, features, request)
-
-    def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, jax.Array, Any]:
-        text_features, cache = bound.text.decode_step(tokens, cache)
-        return text_features, bound.text.logits(text_features), cache
-
-    decoded = decoding.greedy(
-        step, bound.text.init_cache(prefix, mask, t), bos_id=0, eos_id=1, length=t - 1, batch=b * n
-    )
-    text_features = decoded.features.reshape(b, n, t - 1, -1)
-    return Answer(
-        tokens=decoded.tokens.reshape(b, n, t - 1),
-        points=bound.locate(text_features, request.valid_size),
-        presence=_presence(bound, text_features),
-        logprobs=decoded.logprobs.reshape(b, n, t - 1),
-    )
-
-
-def read(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
-    """A given text, read in one parallel pass, and the place of each of its tokens."""
-    bound = model.bind({"params": params})
-    b, n, t = request.text_tokens.shape
-    prefix, mask = _prefix(bound, features, request)
-    tokens = request.text_tokens.reshape(b * n, t)
-    text_features = bound.decode_text(tokens, prefix, mask)
-    logits = bound.text.logits(text_features[:, :-1])
-    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    logprobs = picked - jax.nn.logsumexp(logits, axis=-1)
-    text_features = text_features.reshape(b, n, t, -1)[:, :, 1:]
-    return Answer(
-        tokens=request.text_tokens[:, :, 1:],
-        points=bound.locate(text_features, request.valid_size),
-        presence=_presence(bound, text_features),
-        logprobs=logprobs.reshape(b, n, t - 1),
-    )
-
-
-def _presence(bound: PixelLLM, features: jax.Array) -> jax.Array:
-    logits = bound.has_place(features)
-    return jnp.ones(features.shape[:-1]) if logits is None else nn.sigmoid(logits)
-
-
-def _prefix(bound: PixelLLM, features: jax.Array, request: Request) -> tuple[jax.Array, jax.Array]:
-    visual = bound.encode_prompt(features, request.prompt_boxes, request.prompt_points)
-    return bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
-
-
-# mode -> (model, params, image features, Request) -> Answer
-PREDICT = {"trace": write, "caption": write, "read": read}
 
 
 def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:

@@ -17,6 +17,7 @@ from data_pipelines import narratives as lines_of
 from data_pipelines.__main__ import main
 from pixel_align import data
 from pixel_align.batch import Shape
+from pixel_align.converter import PixelFeatureConverter
 from pixel_align.evaluation import seen
 from pixel_align.text import load_vocabulary, train_sentencepiece
 
@@ -163,7 +164,7 @@ def test_training_draws_an_instruction_and_evaluation_takes_the_first(
 ) -> None:
     build(world, tmp_path / "data")
     example = examples(tmp_path / "data")[0]
-    converter = data.PixelFeatureConverter(Shape(canvas=32, text=16, instruction=40), vocabulary)
+    converter = PixelFeatureConverter(Shape(canvas=32, text=16, instruction=40), vocabulary)
 
     def asked(rng: np.random.Generator | None) -> str:
         row, _ = converter(example, rng)
@@ -182,7 +183,7 @@ def test_training_draws_an_instruction_and_evaluation_takes_the_first(
 
 def test_captions_weigh_in_the_text_loss_only(world: tuple[Path, Path], tmp_path: Path, vocabulary: Any) -> None:
     build(world, tmp_path / "data")
-    converter = data.PixelFeatureConverter(Shape(canvas=32, text=16, instruction=8), vocabulary)
+    converter = PixelFeatureConverter(Shape(canvas=32, text=16, instruction=8), vocabulary)
     row, _ = converter(examples(tmp_path / "data")[0])
     assert (row.weights.text, row.weights.point, row.locate.any()) == (1, 0, False)
 
@@ -221,7 +222,7 @@ def test_the_trace_stage_draws_one_caption_for_two_narratives(
         shuffle_buffer=8,
         workers=1,
     )
-    converter = data.PixelFeatureConverter(Shape(canvas=32, text=16, instruction=8), vocabulary)
+    converter = PixelFeatureConverter(Shape(canvas=32, text=16, instruction=8), vocabulary)
     with data.Stream(config, converter) as stream:
         batches = [next(stream)[0] for _ in range(5)]
     shares = [batch.weights.point.mean() for batch in batches]

@@ -127,7 +127,7 @@ def test_pictures_are_of_the_first_examples(predictor: Predictor, experiment: Ex
     [
         ({"task": "synthetic_narrative"}, "Did you mean 'synthetic_narratives'"),
         ({"split": "test"}, r"split is 'test', expected one of \['train', 'validation'\]"),
-        ({"mode": "refer"}, "mode is 'refer', expected one of trace"),
+        ({"mode": "refer"}, "mode is 'refer', expected one that is scored: trace"),
     ],
 )
 def test_what_cannot_be_evaluated(
@@ -149,7 +149,7 @@ def test_no_example_is_no_score(predictor: Predictor, experiment: Experiment, mo
 
 def seen(image_id: str) -> evaluator._Seen:
     placement = geometry.Placement((4, 4), (0.0, 0.0, 4.0, 4.0), (4, 4), 4)
-    return evaluator._Seen(image_id, np.zeros(1), np.zeros(2), np.zeros((1, 4)), placement)  # type: ignore[arg-type]
+    return evaluator._Seen(image_id, np.zeros(1), np.zeros(1), placement)
 
 
 def partners(ids: str) -> Iterator[str | None]:
@@ -166,11 +166,11 @@ def test_each_text_is_read_with_another_picture(ids: str) -> None:
     assert [one and one.image_id for one in chosen] == list(partners(ids))
 
 
-def test_places_in_another_picture_become_the_same_fractions(predictor: Predictor) -> None:
-    predictor.set_image(np.full((20, 40, 3), 99, np.uint8))
-    told = predictor.trace(text="a red circle")
-    for moved in evaluator._stretched((told, told), (20, 40), (100, 60)):
-        np.testing.assert_allclose(moved.points / [60, 100], told.points / [40, 20], rtol=1e-5)
+def test_places_in_another_picture_become_the_same_fractions() -> None:
+    placement = geometry.Placement((20, 40), (0.0, 0.0, 40.0, 20.0), (16, 32), 32)
+    points = np.asarray([[0.25, 0.125], [1.0, 0.5]], np.float32)
+    own, moved = placement.to_original(points), placement.of_size((100, 60)).to_original(points)
+    np.testing.assert_allclose(moved / [60, 100], own / [40, 20], rtol=1e-6)
 
 
 # ---- On disk

@@ -12,6 +12,7 @@ import pytest
 
 from pixel_align import batch, data, geometry
 from pixel_align.batch import PromptPoints, Shape
+from pixel_align.converter import PixelFeatureConverter
 from pixel_align.models.pixel_llm import PixelLLM, PixelLLMConfig
 from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from pixel_align.nn.prompt_extractor import PromptExtractorConfig
@@ -130,7 +131,7 @@ def _example(**more: Any) -> dict[str, Any]:
 def test_points_of_an_example_stand_on_the_canvas() -> None:
     """A picture of 40 x 20 covers the upper half of the canvas: y halves; the points are cut to K."""
     shape = Shape(canvas=32, text=4, prompts=2, prompt_points=3)
-    converter = data.PixelFeatureConverter(shape, _Words())  # type: ignore[arg-type]
+    converter = PixelFeatureConverter(shape, _Words())  # type: ignore[arg-type]
     given = np.asarray([[0.5, 0.5], [1.5, 0.5], [0.25, 1.0]], np.float32)
     row, _ = converter(_example(prompt_points=given, prompt_foreground=np.asarray([True, True, False])))
     points = row.prompt_points
@@ -144,14 +145,14 @@ def test_points_of_an_example_stand_on_the_canvas() -> None:
     row, placement = converter(_example())
     assert row.prompt_points is not None and not row.prompt_points.mask.any() and row.prompt_points.boxed.all()
     np.testing.assert_array_equal(row.prompt_boxes, np.tile(placement.valid_box, (2, 1)))
-    boxes_only = data.PixelFeatureConverter(Shape(canvas=32, text=4), _Words())  # type: ignore[arg-type]
+    boxes_only = PixelFeatureConverter(Shape(canvas=32, text=4), _Words())  # type: ignore[arg-type]
     assert boxes_only(_example())[0].prompt_points is None
 
 
 @pytest.mark.parametrize(("kind", "points"), [("corner", 2), ("solid", 9), ("solid", 4), ("donut", 8), ("donut", 12)])
 def test_the_grid_of_a_box_is_a_setting(kind: str, points: int) -> None:
     shape = Shape(canvas=32, text=4, points=points, point_grid=kind)  # type: ignore[arg-type]
-    row, _ = data.PixelFeatureConverter(shape, _Words())(_example())  # type: ignore[arg-type]
+    row, _ = PixelFeatureConverter(shape, _Words())(_example())  # type: ignore[arg-type]
     assert row.token_points.shape == (1, 4, points, 2)
     assert row.locate.tolist() == [[False, True, False, False]]
     box = np.asarray([0.0, 0.125, 0.5, 0.375])

@@ -1,0 +1,185 @@
+"""An example of a Task -> one row of a batch: a picture on the canvas, tokens, places. numpy and PIL only: training,
+evaluating and predicting take the same path.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from pixel_align import geometry, image, text
+from pixel_align.batch import Batch, PromptPoints, RegionTargets, Shape, Weights
+
+Example = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of a training picture; evaluation never has any."""
+
+    scale: tuple[float, float] = (1.0, 1.0)  # longest side to canvas * this, then a random crop; (1, 1) for none
+    flip_rate: float = 0.0  # mirrored left to right; wrong for text that names a side
+    keep: float = 0.5  # a word keeps its place if this share of its box is still seen
+
+
+class Converter(Protocol):
+    """What makes rows of batches."""
+
+    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Any, geometry.Placement]:
+        """One example -> a batch without its leading axis, and how its picture lies on the canvas.
+
+        rng: given in training, where pictures are augmented and choices drawn; None in evaluation, which never is.
+        """
+
+
+def picture(
+    example: Example, canvas: int, augment: Augment, rng: np.random.Generator | None
+) -> tuple[np.ndarray, geometry.Placement]:
+    """The picture of an example on the canvas, uint8[canvas, canvas, 3], augmented where `rng` is given.
+
+    Raises:
+      ValueError: it cannot be read, with the example's id.
+    """
+    try:
+        pixels = image.read_image(example["image"])
+    except image.ImageError as error:
+        raise ValueError(
+            f"the picture of example {string(example['example_id'])!r} cannot be read: {error}. Build the set again."
+        ) from error
+    if rng is not None and (augment.scale != (1.0, 1.0) or augment.flip_rate):
+        return image.random_resize_crop(pixels, canvas, rng, scale=augment.scale, flip_rate=augment.flip_rate)
+    return image.fit_to_canvas(pixels, canvas)
+
+
+class PixelFeatureConverter:
+    """Turns an example of a Task into one row of a batch; it alone knows the canvas, T, C, N and the vocabulary."""
+
+    def __init__(self, shape: Shape, vocabulary: text.Vocabulary, augment: Augment | None = None) -> None:
+        self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
+
+    def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Batch, geometry.Placement]:
+        """One example -> a Batch without its leading axis, and how the picture lies on the canvas.
+
+        With `rng`, which training gives, the picture is augmented and one of the example's `instructions`, where it has
+        several, is drawn. Without, it is asked by its `instruction`.
+
+        Raises:
+          ValueError: a picture that cannot be read.
+        """
+        pixels, placement = picture(example, self.shape.canvas, self.augment, rng)
+        tokens, mask, points, locate = self._text(example, placement)
+        instruction = example["instruction"]
+        if rng is not None and len(several := example.get("instructions", ())):
+            instruction = several[rng.integers(len(several))]
+        asks, asks_mask = self._padded([self.vocabulary.encode(string(instruction))], self.shape.instruction)
+        row = Batch(
+            images=pixels,
+            valid_size=np.asarray(placement.valid_size, np.int32),
+            prompt_boxes=np.tile(placement.valid_box, (self.shape.prompts, 1)).astype(np.float32),
+            instruction_tokens=self._regions(asks),
+            instruction_mask=self._regions(asks_mask),
+            text_tokens=self._regions(tokens[None]),
+            text_mask=self._regions(mask[None]),
+            token_points=self._regions(points[None]),
+            locate=self._regions(locate[None]),
+            valid=self._regions(np.ones(1, bool)),
+            weights=Weights(
+                text=np.float32(1), point=np.float32(locate.any()), region=np.float32(len(example["object_boxes"]) > 0)
+            ),
+            prompt_points=self._prompt_points(example, placement),
+            regions=self._objects(example, placement),
+        )
+        return row, placement
+
+    def _text(
+        self, example: Example, placement: geometry.Placement
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens [T], their mask [T], points [T, P, 2] and which of them have a place [T]."""
+        length = self.shape.text
+        ids, spans = self.vocabulary.encode_with_spans(string(example["text"]))
+        # A text that is cut does not end where it was cut: no end token then.
+        spoken = [self.vocabulary.bos_id, *ids.tolist(), self.vocabulary.eos_id][:length]
+        tokens, mask = np.full(length, self.vocabulary.pad_id, np.int32), np.zeros(length, bool)
+        tokens[: len(spoken)], mask[: len(spoken)] = spoken, True
+
+        points, locate = np.zeros((length, self.shape.points, 2), np.float32), np.zeros(length, bool)
+        words = text.tokens_of_words(spans, example["word_spans"])[: length - 1]
+        if len(example["word_boxes"]) and len(words):
+            boxes, kept = self._seen(np.asarray(example["word_boxes"], np.float32), placement)
+            kept &= np.asarray(example["word_located"], bool)
+            known = words >= 0
+            # Token t stands at t + 1, behind BOS.
+            locate[1 : len(words) + 1] = known & kept[words]
+            grid, side = self.shape.point_grid, geometry.points_per_side(self.shape.point_grid, self.shape.points)
+            points[1 : len(words) + 1] = geometry.boxes_to_points(boxes, grid, side)[words]
+            points[~locate] = 0
+        return tokens, mask, points, locate
+
+    def _prompt_points(self, example: Example, placement: geometry.Placement) -> PromptPoints | None:
+        """The points that an example may ask with, None where the model reads boxes only.
+
+        Keys: prompt_points [k, 2] in fractions of the picture, prompt_foreground [k]. They stand in place of the box;
+        an example without them, or whose points are all cut away, asks with the box of the whole picture.
+        """
+        k = self.shape.prompt_points
+        if not k:
+            return None
+        given = np.asarray(example.get("prompt_points", ()), np.float32).reshape(-1, 2)
+        xy = placement.to_canvas(geometry.to_pixels(given, placement.original_size)).astype(np.float32)
+        seen = np.flatnonzero(geometry.points_inside(xy, placement.valid_box))[:k]
+        foreground = np.asarray(example.get("prompt_foreground", np.ones(len(given), bool)), bool)
+        one = PromptPoints(
+            xy=_pad(xy[seen], k),
+            mask=_pad(np.ones(len(seen), bool), k),
+            foreground=_pad(foreground[seen], k),
+            boxed=np.asarray(not len(seen)),
+        )
+        return jax.tree.map(lambda x: np.tile(x, (self.shape.prompts, *[1] * x.ndim)), one)
+
+    def _objects(self, example: Example, placement: geometry.Placement) -> RegionTargets | None:
+        """The object targets of the dense first stage, None where the model reads none."""
+        r, phrase = self.shape.objects, self.shape.phrase
+        if not r:
+            return None
+        boxes, kept = self._seen(np.asarray(example["object_boxes"], np.float32).reshape(-1, 4), placement)
+        chosen = np.flatnonzero(kept)[:r]
+        names = [string(example["object_names"][i]) for i in chosen]
+        # A phrase is a set of pieces here: each counts once.
+        ids = [np.asarray(list(dict.fromkeys(self.vocabulary.encode(name).tolist())), np.int32) for name in names]
+        tokens, mask = self._padded(ids, phrase)
+        return RegionTargets(
+            boxes=_pad(boxes[chosen], r),
+            mask=_pad(np.ones(len(chosen), bool), r),
+            tokens=_pad(tokens, r),
+            token_mask=_pad(mask, r),
+        )
+
+    def _seen(self, boxes: np.ndarray, placement: geometry.Placement) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [K, 4] in fractions -> boxes in canvas coordinates, cut to what is seen, and which are seen enough."""
+        boxes = placement.to_canvas(geometry.to_pixels(boxes, placement.original_size))
+        kept = geometry.visible_share(boxes, placement.valid_box) >= self.augment.keep
+        return geometry.clip_boxes(boxes, placement.valid_box).astype(np.float32), kept
+
+    def _padded(self, ids: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token lists -> Int32[K, length] cut and padded, and their mask."""
+        tokens = np.full((len(ids), length), self.vocabulary.pad_id, np.int32)
+        mask = np.zeros((len(ids), length), bool)
+        for row, one in enumerate(ids):
+            one = one[:length]
+            tokens[row, : len(one)], mask[row, : len(one)] = one, True
+        return tokens, mask
+
+    def _regions(self, rows: np.ndarray) -> np.ndarray:
+        """[k, ...] -> [N, ...], padded with zeros."""
+        return _pad(rows, self.shape.regions)
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+def string(value: Any) -> str:
+    """A text of an example, which TensorFlow gives as bytes."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,383 @@
+"""What PixelLLM may be asked: its modes, from what a user says or a task holds to words and places in pixels.
+
+Two functions answer all of them, on the device: `write` says the model's own text, `read` reads a given one; in both,
+the state that has read a word says where that word is.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixel_align import converter, decoding, geometry, text
+from pixel_align.batch import Array, Batch, PromptPoints
+from pixel_align.converter import Augment, PixelFeatureConverter
+from pixel_align.models.family import Family, Mode, Said, Scoring, register
+from pixel_align.models.pixel_llm import PixelLLM, PixelLLMConfig, batch_spec, loss, rules
+from pixel_align.prediction import Prediction
+from pixel_align.text import Vocabulary
+from pixel_align.text_alignment import split_words
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of B pictures whose image features are kept. Frames and masks as in `Batch`.
+
+    Attributes:
+      valid_size: Int32[B, 2]. prompt_boxes: Float32[B, M, 4].
+      instruction_tokens: Int32[B, N, C] and instruction_mask: Bool[B, N, C].
+      text_tokens: Int32[B, N, T], BOS w1 .. wn EOS, a text to be read; None where there is none.
+      prompt_points: points of the prompts, None for boxes only.
+    """
+
+    valid_size: Array
+    prompt_boxes: Array
+    instruction_tokens: Array
+    instruction_mask: Array
+    text_tokens: Array | None = None
+    prompt_points: PromptPoints | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Tokens with their places and scores; BOS is not among them.
+
+    Attributes:
+      tokens: Int32[B, N, T - 1].
+      points: Float32[B, N, T - 1, P, 2] in [0, 1] of the canvas.
+      presence: Float32[B, N, T - 1], the probability that the token has a place; 1 for a model that does not say it.
+      logprobs: Float32[B, N, T - 1], natural, of each token given those before it.
+    """
+
+    tokens: Array
+    points: Array
+    presence: Array
+    logprobs: Array
+
+
+def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
+    """The model's own text, greedily, and the place of each token from the same pass."""
+    bound = model.bind({"params": params})
+    b, n, _ = request.instruction_tokens.shape
+    t = model.config.shape.text
+    prefix, mask = _prefix(bound, features, request)
+
+    def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, jax.Array, Any]:
+        text_features, cache = bound.text.decode_step(tokens, cache)
+        return text_features, bound.text.logits(text_features), cache
+
+    decoded = decoding.greedy(
+        step, bound.text.init_cache(prefix, mask, t), bos_id=0, eos_id=1, length=t - 1, batch=b * n
+    )
+    text_features = decoded.features.reshape(b, n, t - 1, -1)
+    return Answer(
+        tokens=decoded.tokens.reshape(b, n, t - 1),
+        points=bound.locate(text_features, request.valid_size),
+        presence=_presence(bound, text_features),
+        logprobs=decoded.logprobs.reshape(b, n, t - 1),
+    )
+
+
+def read(model: PixelLLM, params: Any, features: jax.Array, request: Request, text_tokens: jax.Array) -> Answer:
+    """A given text, read in one parallel pass, and the place of each of its tokens."""
+    bound = model.bind({"params": params})
+    b, n, t = text_tokens.shape
+    prefix, mask = _prefix(bound, features, request)
+    tokens = text_tokens.reshape(b * n, t)
+    text_features = bound.decode_text(tokens, prefix, mask)
+    logits = bound.text.logits(text_features[:, :-1])
+    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    logprobs = picked - jax.nn.logsumexp(logits, axis=-1)
+    text_features = text_features.reshape(b, n, t, -1)[:, :, 1:]
+    return Answer(
+        tokens=text_tokens[:, :, 1:],
+        points=bound.locate(text_features, request.valid_size),
+        presence=_presence(bound, text_features),
+        logprobs=logprobs.reshape(b, n, t - 1),
+    )
+
+
+def _presence(bound: PixelLLM, features: jax.Array) -> jax.Array:
+    logits = bound.has_place(features)
+    return jnp.ones(features.shape[:-1]) if logits is None else nn.sigmoid(logits)
+
+
+def _prefix(bound: PixelLLM, features: jax.Array, request: Request) -> tuple[jax.Array, jax.Array]:
+    visual = bound.encode_prompt(features, request.prompt_boxes, request.prompt_points)
+    return bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
+
+
+def answer(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
+    """The given text read, or one written where none is given."""
+    if request.text_tokens is None:
+        return write(model, params, features, request)
+    return read(model, params, features, request, request.text_tokens)
+
+
+# ---- From what a user says to a request, and from an answer to a prediction
+
+
+def ask_caption(
+    config: PixelLLMConfig,
+    vocabulary: Vocabulary,
+    placement: geometry.Placement,
+    *,
+    instruction: str = "",
+    box: Any = None,
+    points: Any = None,
+    foreground: Any = None,
+) -> Request:
+    """The request for a sentence about a picture or a part of it.
+
+    Args:
+      instruction: the words that ask, cut to the model's length.
+      box: (x0, y0, x1, y1) in pixels of the original; the whole picture by default.
+      points: [k, 2] xy in pixels of the original, in place of the box or beside it.
+      foreground: k bools, whether each point is on what is meant; all are by default.
+
+    Raises:
+      ValueError: a box or points outside the picture; points for a model that reads none, or too many.
+    """
+    shape = config.shape
+    instruction_tokens = np.full((1, 1, shape.instruction), vocabulary.pad_id, np.int32)
+    asked = vocabulary.encode(instruction)[: shape.instruction]
+    instruction_tokens[0, 0, : len(asked)] = asked
+    return Request(
+        valid_size=np.asarray([placement.valid_size], np.int32),
+        prompt_boxes=_box(box, placement)[None, None],
+        instruction_tokens=instruction_tokens,
+        instruction_mask=np.arange(shape.instruction)[None, None] < len(asked),
+        prompt_points=_points(shape.prompt_points, points, foreground, box is not None, placement),
+    )
+
+
+def ask_trace(
+    config: PixelLLMConfig,
+    vocabulary: Vocabulary,
+    placement: geometry.Placement,
+    *,
+    text: str | None = None,
+    instruction: str = "",
+    box: Any = None,
+    points: Any = None,
+    foreground: Any = None,
+) -> Request:
+    """As `ask_caption`; with `text`, a given sentence to be read instead of writing one.
+
+    Raises:
+      ValueError: also for a text that has more tokens than the model reads.
+    """
+    request = ask_caption(
+        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground
+    )
+    if text is None:
+        return request
+    ids, length = [*vocabulary.encode(text).tolist(), vocabulary.eos_id], config.shape.text
+    if len(ids) > length - 1:
+        raise ValueError(
+            f"text has {len(ids) - 1} tokens, expected at most {length - 2}. "
+            "Shorten it, or train with a larger model.shape.text."
+        )
+    tokens = np.full((1, 1, length), vocabulary.pad_id, np.int32)
+    tokens[0, 0, 0], tokens[0, 0, 1 : len(ids) + 1] = vocabulary.bos_id, ids
+    return dataclasses.replace(request, text_tokens=tokens)
+
+
+def _box(box: Any, placement: geometry.Placement) -> np.ndarray:
+    """A box in pixels of the original, or None for the whole picture -> Float32[4] on the canvas."""
+    if box is None:
+        return placement.valid_box
+    given, (height, width) = np.asarray(box, np.float32), placement.original_size
+    if given.shape != (4,) or not np.isfinite(given).all() or not (given[:2] < given[2:]).all():
+        raise ValueError(f"box is {box}, expected x0, y0, x1, y1 with x0 < x1 and y0 < y1. Give the corners so.")
+    if not (given[:2] < [width, height]).all() or not (given[2:] > 0).all():
+        raise ValueError(
+            f"box is {box}, expected one inside the picture of {width} x {height} pixels. Give pixels of the original."
+        )
+    return geometry.clip_boxes(placement.to_canvas(given), placement.valid_box).astype(np.float32)
+
+
+def _points(room: int, points: Any, foreground: Any, boxed: bool, placement: geometry.Placement) -> PromptPoints | None:
+    """Points in pixels of the original -> the prompt's points, padded to `room`; None for a model that reads none."""
+    xy = np.asarray([] if points is None else points, np.float32).reshape(-1, 2)
+    meant = np.ones(len(xy), bool) if foreground is None else np.asarray(foreground, bool)
+    if len(xy) > room:
+        what = f"at most {room}" if room else "none: this model reads boxes only"
+        raise ValueError(
+            f"points are {len(xy)}, expected {what}. Give fewer, or train with a larger model.shape.prompt_points."
+        )
+    if len(meant) != len(xy):
+        raise ValueError(f"foreground has {len(meant)} values, expected {len(xy)}, one for each point. Correct it.")
+    height, width = placement.original_size
+    if not np.isfinite(xy).all() or not ((xy >= 0) & (xy <= [width, height])).all():
+        raise ValueError(
+            f"points are {xy.tolist()}, expected all inside the picture of {width} x {height} pixels. "
+            "Give pixels of the original."
+        )
+    if not room:
+        return None
+    prompt = PromptPoints(
+        xy=np.zeros((1, 1, room, 2), np.float32),
+        mask=np.arange(room)[None, None] < len(xy),
+        foreground=np.zeros((1, 1, room), bool),
+        boxed=np.asarray([[boxed or not len(xy)]]),
+    )
+    prompt.xy[0, 0, : len(xy)], prompt.foreground[0, 0, : len(xy)] = placement.to_canvas(xy), meant
+    return prompt
+
+
+def tell_trace(
+    answer: Answer, vocabulary: Vocabulary, placement: geometry.Placement, said: Mapping[str, Any]
+) -> Prediction:
+    """The sentence with the places of its words."""
+    return assemble(jax.tree.map(lambda x: x[0], answer), vocabulary, placement, said.get("text"))
+
+
+def tell_caption(
+    answer: Answer, vocabulary: Vocabulary, placement: geometry.Placement, said: Mapping[str, Any]
+) -> Prediction:
+    """The sentence without places."""
+    told = tell_trace(answer, vocabulary, placement, said)
+    return Prediction(told.text, told.size, told.logprob, told.words, told.word_spans, scores=told.scores)
+
+
+def assemble(
+    answer: Answer, vocabulary: Vocabulary, placement: geometry.Placement, given: str | None = None
+) -> Prediction:
+    """One answer as numpy (tokens [T], points [T, P, 2], logprobs [T]) -> a Prediction in pixels of the original.
+
+    A word of several tokens stands at the mean of their points. A word that the model did not get to (a given text that
+    was cut) has score 0 and stands where the word before it does. given: the text that was read, in its own spelling.
+    """
+    if given is None:
+        sentence, token_spans = vocabulary.decode_with_spans(answer.tokens)
+    else:
+        sentence, token_spans = given, vocabulary.encode_with_spans(given)[1]
+    word_spans = np.asarray(split_words(sentence), np.int32).reshape(-1, 2)
+    owners = text.tokens_of_words(token_spans[: len(answer.tokens)], word_spans)
+    height, width = placement.valid_size
+    place = np.tile(np.asarray([width, height], np.float32) / (2 * placement.canvas), (answer.points.shape[1], 1))
+    points = np.zeros((len(word_spans), *place.shape), np.float32)
+    scores, placed = np.zeros(len(word_spans), np.float32), np.zeros(len(word_spans), bool)
+    for word in range(len(word_spans)):
+        if len(at := np.flatnonzero(owners == word)):
+            place = answer.points[at].mean(axis=0)
+            scores[word], placed[word] = np.exp(answer.logprobs[at].sum()), answer.presence[at].mean() >= 0.5
+        points[word] = place
+    points = placement.to_original(points).astype(np.float32)
+    ends = np.flatnonzero(answer.tokens == vocabulary.eos_id)
+    length = ends[0] + 1 if len(ends) else len(answer.tokens)
+    return Prediction(
+        text=sentence,
+        words=[sentence[a:b] for a, b in word_spans],
+        word_spans=word_spans,
+        points=points,
+        boxes=geometry.points_to_boxes(points) if len(points) else np.zeros((0, 4), np.float32),
+        placed=placed,
+        scores=scores,
+        logprob=float(answer.logprobs[:length].sum()),
+        size=placement.original_size,
+    )
+
+
+# ---- How a task is scored
+
+
+def request_of(batch: Batch, pictures: Batch) -> Request:
+    """The words of a batch, asked about the pictures of another or of itself."""
+    return Request(
+        valid_size=pictures.valid_size,
+        prompt_boxes=pictures.prompt_boxes,
+        instruction_tokens=batch.instruction_tokens,
+        instruction_mask=batch.instruction_mask,
+        text_tokens=batch.text_tokens,
+        prompt_points=pictures.prompt_points,
+    )
+
+
+def answer_both(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> tuple[Answer, Answer]:
+    """(the given text read, the model's own)."""
+    assert request.text_tokens is not None  # a task has its text
+    return read(model, params, features, request, request.text_tokens), write(model, params, features, request)
+
+
+def trace_target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:
+    """An example of a trace task -> the target of `evaluation.traces`, in pixels of the original."""
+    size = placement.original_size
+
+    def pixels(name: str, width: int) -> np.ndarray:
+        return geometry.to_pixels(np.asarray(example[name], np.float64).reshape(-1, width), size)
+
+    return {
+        "text": converter.string(example["text"]),
+        "word_spans": np.asarray(example["word_spans"]).reshape(-1, 2),
+        "word_boxes": pixels("word_boxes", 4),
+        "word_centers": pixels("word_centers", 2),
+        "word_located": np.asarray(example["word_located"], bool),
+        "object_boxes": pixels("object_boxes", 4),
+        "object_names": [converter.string(name) for name in example["object_names"]],
+        "size": size,
+    }
+
+
+def said_of_trace(
+    answers: tuple[Answer, Answer], target: Mapping[str, Any], vocabulary: Vocabulary, placement: geometry.Placement
+) -> Said:
+    """Both answers about one example -> the prediction of `evaluation.traces`; the model's own text is shown."""
+    own, other = (jax.tree.map(lambda x: x[0], answer) for answer in answers)
+    given = assemble(own, vocabulary, placement, target["text"])
+    written = assemble(other, vocabulary, placement)
+    scored = {
+        "points": given.points,
+        "text": written.text,
+        "word_spans": written.word_spans,
+        "word_points": written.points,
+    }
+    return Said(scored, written, {"target": target["text"], "read": given.to_json()["words"]})
+
+
+# ---- The family
+
+
+def make_converter(config: PixelLLMConfig, vocabulary: Vocabulary, augment: Augment) -> PixelFeatureConverter:
+    """What fills PixelLLM's batches.
+
+    Raises:
+      ValueError: the vocabulary is not the size of the model's vocabulary layer.
+    """
+    if config.text.vocab_size != vocabulary.size:
+        raise ValueError(
+            f"model.text.vocab_size is {config.text.vocab_size}, expected {vocabulary.size}, the size of the "
+            "vocabulary. Set model.text.vocab_size, or name another data.vocabulary."
+        )
+    return PixelFeatureConverter(config.shape, vocabulary, augment)
+
+
+def encode_images(model: PixelLLM, params: Any, images: jax.Array, valid_size: jax.Array) -> jax.Array:
+    """UInt8[B, H, W, 3], Int[B, 2] -> the image features that every request about these pictures reads."""
+    return model.bind({"params": params}).encode_image(images, valid_size)
+
+
+MODES = {
+    "trace": Mode(ask_trace, answer, tell_trace, Scoring(request_of, answer_both, trace_target, said_of_trace)),
+    "caption": Mode(ask_caption, answer, tell_caption),
+}
+
+register(
+    Family(
+        config=PixelLLMConfig,
+        module=PixelLLM,
+        loss=loss,
+        batch_spec=batch_spec,
+        converter=make_converter,
+        rules=rules,
+        encode_images=encode_images,
+        modes=MODES,
+    )
+)
