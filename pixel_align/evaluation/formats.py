@@ -166,8 +166,10 @@ def coco_detection(predictions: Path, targets: Path) -> Cases:
     listed = list(json_files.records(json_files.load(predictions, "predictions"), _where(predictions)))
     by_mask = bool(listed) and "segmentation" in listed[0]
     key = "masks" if by_mask else "boxes"
+    categories = json_files.records(content.get("categories", []), _where(targets, "categories"))
+    names = {int(record.number("id")): record.text("name") for record in categories}
     truths = {
-        image: _Truth(image, {key: [], "categories": [], "crowd": [], "areas": []}, _file(record))
+        image: _Truth(image, {key: [], "categories": [], "captions": [], "crowd": [], "areas": []}, _file(record))
         for image, record in pictures.items()
     }
     for record in json_files.records(content["annotations"], _where(targets, "annotations")):
@@ -181,7 +183,8 @@ def coco_detection(predictions: Path, targets: Path) -> Cases:
             target[key].append(record.box("bbox"))
         box = record.box("bbox")
         target["areas"].append(record.number("area") if "area" in record else float((box[2:] - box[:2]).prod()))
-        target["categories"].append(int(record.number("category_id")))
+        target["categories"].append(category := int(record.number("category_id")))
+        target["captions"].append(names.get(category, str(category)))
         target["crowd"].append(bool(record.fields.get("iscrowd", 0)))
     found: dict[str, dict[str, list[Any]]] = {}
     unknown = []
@@ -190,9 +193,10 @@ def coco_detection(predictions: Path, targets: Path) -> Cases:
         if image not in truths:
             unknown.append(image)
             continue
-        one = found.setdefault(image, {key: [], "categories": [], "scores": []})
+        one = found.setdefault(image, {key: [], "categories": [], "captions": [], "scores": []})
         one[key].append(_mask(record, "segmentation", pictures[image].size()) if by_mask else record.box("bbox"))
-        one["categories"].append(int(record.number("category_id")))
+        one["categories"].append(category := int(record.number("category_id")))
+        one["captions"].append(names.get(category, str(category)))
         one["scores"].append(record.number("score"))
     cases = [Case(image, image, truth.target, found.get(image, {}), truth.file) for image, truth in truths.items()]
     return Cases(cases, tuple(image for image in truths if image not in found), (), tuple(unknown))
@@ -203,7 +207,8 @@ def glamm(predictions: Path, targets: Path) -> Cases:
 
     Predictions: a list or a folder of {image_id, caption, phrases, pred_masks run lengths}. Targets: COCO json, or a
     folder of them: annotations with a `segmentation` are masks, the others sentences (`caption`, and `labels`, the
-    phrases of the masks in order, where they are there). Inferred.
+    phrases of the masks in order, where they are there). Mask recall is scored where predictions have `similarity`, a
+    table of the likeness of each of the target's phrases to each predicted one. Inferred.
     """
     truths: dict[str, _Truth] = {}
     for path in _json_files(targets, "targets"):
@@ -237,7 +242,10 @@ def glamm(predictions: Path, targets: Path) -> Cases:
                 phrases = record.texts("phrases") if "phrases" in record else []
                 image = Path(record.identity("image_id")).stem
                 text = record.text("caption")
-                yield image, {"caption": text, "text": text, "phrases": phrases, "masks": found}
+                answer: dict[str, Any] = {"caption": text, "text": text, "phrases": phrases, "masks": found}
+                if "similarity" in record:
+                    answer["similarity"] = record.array("similarity", len(phrases))
+                yield image, answer
 
     return _pair(truths, predicted(), {"caption": "", "text": "", "phrases": [], "masks": []})
 

@@ -22,6 +22,7 @@ from pixel_align.image import ImageError, read_image
 EACH = 4  # worst and median cases on a sheet
 _NAMED = 20  # ids in metrics.json and messages
 _MOST_PLACES = 8  # on one picture: more cannot be told apart
+_MOST_TEXTS = 4  # above it
 
 
 def table(score: Score, title: str) -> rich.table.Table:
@@ -114,26 +115,20 @@ def page(case: Case, pixels: np.ndarray, head: str) -> PIL.Image.Image:
     if "word_spans" in target:
         return _words(case, pixels, head)
     if "captions" in target and "boxes" not in target and "masks" not in target:
-        said = prediction.get("text") or "(nothing)"
-        wanted = "; ".join(target["captions"][:2])
         box = target.get("box")
-        names, boxes = (["region"], [box]) if box is not None else ([], [])
-        return _places(
-            pixels, names, boxes, [None] * len(names), f"{head} \N{MIDDLE DOT} said: {said}", f"reference: {wanted}"
+        given = [] if box is None else [box]
+        said, wanted = prediction.get("text") or "nothing", target["captions"][0]
+        title = (
+            f"{head}. Said: \N{LEFT DOUBLE QUOTATION MARK}{said}\N{RIGHT DOUBLE QUOTATION MARK}. Reference: {wanted}"
         )
+        return _places(pixels, ["region"][: len(given)], given, [None] * len(given), title)
     if "boxes" in target or "masks" in target:
         return _many(case, pixels, head)
-    names = ["true", "predicted"]
     sides = (target, prediction)
     boxes = [side.get("box") for side in sides]
     shapes = [_decoded(side.get("mask"), pixels.shape) for side in sides]
-    return _places(
-        pixels,
-        names,
-        boxes,
-        shapes,
-        f"{head} \N{MIDDLE DOT} \N{LEFT DOUBLE QUOTATION MARK}{target['text']}\N{RIGHT DOUBLE QUOTATION MARK}",
-    )
+    title = f"{head}: \N{LEFT DOUBLE QUOTATION MARK}{target['text']}\N{RIGHT DOUBLE QUOTATION MARK}"
+    return _places(pixels, ["true", "predicted"], boxes, shapes, title)
 
 
 def find_picture(case: Case, folders: Sequence[Path]) -> Path | None:
@@ -171,11 +166,11 @@ def _words(case: Case, pixels: np.ndarray, head: str) -> PIL.Image.Image:
     centers = geometry.box_centers(np.asarray(target["word_boxes"], np.float64)) if len(words) else np.zeros((0, 2))
     truth = [centers[k][None] if located[k] else None for k in range(len(words))]
     said = [points[k] if located[k] and len(points) == len(words) else None for k in range(len(words))]
-    return draw.comparison(pixels, words, said, truth, head, side=640)
+    return draw.comparison(pixels, words, said, truth, head, side=560)
 
 
 def _many(case: Case, pixels: np.ndarray, head: str) -> PIL.Image.Image:
-    """Regions of a picture: the best-scored predictions, with what they say; how many there are of both."""
+    """Regions of a picture: the best-scored predictions with what they say, the true ones as white outlines."""
     target, prediction = case.target, case.prediction
     key = "masks" if "masks" in target else "boxes"
     found = prediction.get(key, ())
@@ -183,13 +178,45 @@ def _many(case: Case, pixels: np.ndarray, head: str) -> PIL.Image.Image:
     best = np.argsort(-scores, kind="stable")[:_MOST_PLACES].tolist()
     texts = prediction.get("captions") or prediction.get("phrases") or prediction.get("categories") or []
     names = [str(texts[i]) if i < len(texts) else str(i) for i in best]
-    # Narratives count in fractions of the picture, their "size" being 1.
-    height, width = (pixels.shape[k] / target["size"][k] if "size" in target else 1.0 for k in (0, 1))
-    boxes = [found[i] * (width, height, width, height) if key == "boxes" else None for i in best]
-    shapes = [_decoded(found[i], pixels.shape) if key == "masks" else None for i in best]
-    lines = f"{head} \N{MIDDLE DOT} {len(found)} predicted, {len(target[key])} true; the best {len(best)} are shown"
+    boxes: list[np.ndarray | None] = [None] * len(best)
+    shapes: list[np.ndarray | None] = [None] * len(best)
+    if key == "boxes":
+        # Narratives count in fractions of the picture, their "size" being 1.
+        height, width = (pixels.shape[k] / target["size"][k] if "size" in target else 1.0 for k in (0, 1))
+        scale = np.array([width, height, width, height])
+        boxes = [found[i] * scale for i in best]
+        seen = _outlined(pixels, [_frame(box * scale, pixels.shape) for box in target[key]])
+    else:
+        shapes = [_decoded(found[i], pixels.shape) for i in best]
+        truth = [_decoded(mask, pixels.shape) for mask in target[key]]
+        seen = _outlined(pixels, [mask for mask in truth if mask is not None])
+    few = f", the best {len(best)} shown" if len(best) < len(found) else ""
     wanted = target.get("phrases") or target.get("utterances") or target.get("captions") or ()
-    return _places(pixels, names, boxes, shapes, lines, f"true: {'; '.join(wanted[:6])}" if wanted else "")
+    said = f": {'; '.join(wanted[:_MOST_TEXTS])}{'; ...' if len(wanted) > _MOST_TEXTS else ''}" if wanted else ""
+    return _places(
+        seen, names, boxes, shapes, f"{head}. {len(found)} predicted{few}. {len(target[key])} true (white){said}"
+    )
+
+
+def _frame(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A box xyxy in pixels -> bool[H, W], True inside it."""
+    x0, y0, x1, y1 = np.rint(geometry.clip_boxes(box, (0.0, 0.0, shape[1], shape[0]))).astype(int).tolist()
+    inside = np.zeros(tuple(shape[:2]), bool)
+    inside[y0:y1, x0:x1] = True
+    return inside
+
+
+def _outlined(pixels: np.ndarray, shapes: Sequence[np.ndarray]) -> np.ndarray:
+    """A copy of the picture with the edges of masks, bool[H, W] each, in white on black."""
+    result = pixels.copy()
+    for colour, reach in ((0, 3), (255, 2)):
+        for mask in shapes:
+            core = mask.copy()
+            for _ in range(max(1, round(max(mask.shape) / 640)) * reach):
+                core[1:-1, 1:-1] &= core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
+                core[[0, -1], :] = core[:, [0, -1]] = False
+            result[mask & ~core] = colour
+    return result
 
 
 def _places(
@@ -197,8 +224,7 @@ def _places(
     names: Sequence[str],
     boxes: Sequence[Any],
     shapes: Sequence[np.ndarray | None],
-    head: str,
-    foot: str = "",
+    title: str,
 ) -> PIL.Image.Image:
     """Named boxes and masks on a picture; a name without either is left out."""
     kept, points = [], []
@@ -215,8 +241,8 @@ def _places(
         points,
         [None if boxes[k] is None else np.asarray(boxes[k], np.float64) for k in kept],
         [shapes[k] for k in kept],
-        " \N{MIDDLE DOT} ".join(filter(None, (head, foot))),
-        side=640,
+        title,
+        side=560,
         merge=0,
     )
 
