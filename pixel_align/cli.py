@@ -13,6 +13,8 @@ import typer
 
 # What the extra [data] brings; predicting needs none of it.
 DATA_MODULES = ("clu", "seqio", "tensorboard", "tensorflow", "tensorflow_datasets", "tensorflow_text")
+# What the extra [eval] brings.
+EVAL_MODULES = ("pycocoevalcap", "pycocotools", "snowballstemmer")
 
 app = typer.Typer(
     name="pixel-align",
@@ -149,6 +151,49 @@ def predict(
             typer.echo(prediction.text)
 
 
+@app.command()
+def score(
+    format_: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="pixel_llm, coco_captions, coco_detection, grit, glamm, ...")
+    ],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="What a system said.")],
+    targets: Annotated[Path, typer.Argument(metavar="TARGETS", help="The annotations of the evaluation set.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report.png; none without it.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Folder of pictures, for report.png; may be given again.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Resampled sets for the 95% intervals; 0 for none.", min=0)] = 1_000,
+    seed: Annotated[int, typer.Option(help="Of resampling.", min=0)] = 0,
+    predicted_only: Annotated[
+        bool, typer.Option(help="Leave out what has no prediction, as some published evaluators do.")
+    ] = False,
+) -> None:
+    """Score files of any system: a table, and with --out metrics.json and, with --images, report.png."""
+    with one_line_errors():
+        import rich.console
+
+        from pixel_align.evaluation import formats, report, scoring
+
+        reader = formats.reader(format_)
+        if images and out is None:
+            raise ValueError("--images is given without --out, expected both. Say where report.png goes.")
+        cases = reader.read(predictions, targets)
+        cases = cases.only_predicted() if predicted_only else cases
+        result = scoring.score(cases, reader.metrics, resamples=resamples, seed=seed)
+        console = rich.console.Console()
+        console.print(report.table(result, f"{format_}: {len(cases.cases):,} cases"))
+        for line in report.remarks(cases):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if out is not None:
+            sheet = report.sheet(result, images) if images else None
+            settings = {"format": format_, "predictions": str(predictions), "targets": str(targets)}
+            how = {"predicted_only": predicted_only, "resamples": resamples, "seed": seed}
+            report.write(report.document(result, **settings, **how), sheet, out)
+            if images and sheet is None:
+                console.print("no report.png: no picture of the chosen cases is in --images", soft_wrap=True)
+            typer.echo(f"{out}/metrics.json{' report.png' if sheet is not None else ''}")
+
+
 def check_writable(path: str, *, picture: bool = False) -> None:
     """Raises ValueError, before any work, where a result could not be written."""
     if path and not Path(path).absolute().parent.is_dir():
@@ -180,9 +225,11 @@ def _said_to_users(error: Exception) -> str | None:
     """The line for an error that a user can mend, None for others."""
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
-        if module not in DATA_MODULES:
-            return None
-        return f"module {module!r} is not installed, expected it for data. Install it: pip install 'pixel-align[data]'."
+        for extra, modules in (("data", DATA_MODULES), ("eval", EVAL_MODULES)):
+            if module in modules:
+                advice = f"Install it: pip install 'pixel-align[{extra}]'."
+                return f"module {module!r} is not installed, expected it for {extra}. {advice}"
+        return None
     if isinstance(error, RuntimeError):
         from pixel_align.train import NonFiniteLoss
 
