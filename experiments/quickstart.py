@@ -18,7 +18,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ import rich.progress
 import rich.table
 import typer
 
+from experiments import record
 from pixel_align.batch import Shape
 from pixel_align.cli import one_line_errors, quiet_libraries
 from pixel_align.config import Experiment, override, to_config_dict
@@ -178,7 +178,7 @@ def demo(workdir: Path, scenes: int, unseen: int, first_steps: int, steps: int, 
 
     report = {
         "command": f"python -m experiments.quickstart {shlex.join(sys.argv[1:])}".strip(),
-        "commit": commit(),
+        "commit": record.commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begun, 1),
         "machine": f"{jax.devices()[0].platform}, {os.cpu_count()} cores",
@@ -297,17 +297,6 @@ def show(report: dict[str, Any], console: rich.console.Console) -> None:
     rich.console.Console(width=max(console.width, 150)).print(table)
     for bar, reached in task["bars"].items():
         console.print(f"{'reached' if reached else 'MISSED'}: {bar}")
-
-
-def commit() -> str:
-    """The commit that ran, with a mark if files differ from it; "unknown" outside git."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import dataclasses
 import itertools
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,9 +27,9 @@ import numpy as np
 
 from data_pipelines import alignment, synthetic
 from data_pipelines.alignment import Utterance
+from experiments import record
 from pixel_align.text_alignment import words_of
 
-ROOT = Path(__file__).resolve().parents[2]
 RULES = ("published", "ours", "ceiling")
 
 
@@ -63,14 +62,12 @@ def main() -> None:
     }
     result = {
         "command": "python -m experiments.proofs.alignment",
-        "commit": commit(),
+        "commit": record.commit(),
         "settings": {"seeds": args.seeds, "scenes": args.scenes, "narratives": len(real)},
         "sets": sets,
     }
-    folder = ROOT / "docs" / "proof"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "alignment.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    fill_table(ROOT / "docs" / "alignment.md", table(result))
+    record.write("alignment", result)
+    record.fill(record.ROOT / "docs" / "alignment.md", table(result))
     print(table(result))
 
 
@@ -175,26 +172,6 @@ def table(result: dict[str, Any]) -> str:
     lines.append("")
     lines.append(f"`{result['command']}`, commit {result['commit']}.")
     return "\n".join(lines)
-
-
-def fill_table(page: Path, content: str) -> None:
-    """Puts the table between the two marks of a page."""
-    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
-    text = page.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
-        sys.exit(f"error: page {page} lacks {begin} or {end}, expected both. Put them where the table belongs.")
-    before, after = text.split(begin)[0], text.split(end)[1]
-    page.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
-
-
-def commit() -> str:
-    """The commit of this checkout, with a plus where files differ from it."""
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    names = ["data_pipelines", "pixel_align/text_alignment.py", "experiments/proofs/alignment.py"]
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", *names], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 if __name__ == "__main__":

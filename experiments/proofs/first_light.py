@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments import record
+from experiments.record import ROOT
+
 TASK = "localized_narratives_coco"
 HELD_OUT = 10
 KEYS = ("point_distance", "inside_box", "point_distance_free", "inside_box_free", "matched_words")
@@ -81,7 +83,7 @@ def main() -> None:
     )
     report = {
         "command": "python -m experiments.proofs.first_light",
-        "commit": commit(),
+        "commit": record.commit(),
         "machine": f"CPU, {os.cpu_count()} cores",
         "seconds": round(time.perf_counter() - begun),
         "steps": args.steps,
@@ -138,9 +140,7 @@ def write(report: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    proof = ROOT / "docs" / "proof" / "first_light.json"
-    proof.parent.mkdir(parents=True, exist_ok=True)
-    proof.write_text(json.dumps(report, indent=2) + "\n")
+    record.write("first_light", report)
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for split, label in (("train", "56 photographs trained on"), ("validation", "10 held out")):
         rows = [(row["step"], row[split]) for row in report["curve"] if split in row]
@@ -175,14 +175,6 @@ its pictures in `runs/first_light`.
 """
     (ROOT / "docs" / "first_light.md").write_text(page)
     print(page)
-
-
-def commit() -> str:
-    """The commit that ran, with a mark if files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":
