@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixel_align.evaluation import bootstrap, dense_captioning, scoring
+from pixel_align.evaluation import bootstrap, dense_captioning, scoring, weighted_precision
 from pixel_align.evaluation.formats import Case, Cases
 
 Make = Callable[[np.random.Generator, int], Case]
@@ -32,6 +32,8 @@ def expression(rng: np.random.Generator, k: int) -> Case:
     box = boxes(rng, 1)[0]
     target = {"text": "a cat", "mask": mask(rng)} | ({"no_target": True, "mask": None} if nothing else {"box": box})
     said = {} if k % 7 == 0 else {"box": box + rng.uniform(0, 15), "mask": mask(rng)}
+    if k % 4 == 0:
+        said = {"no_target": True}
     return Case(str(k), str(k // 2), target, said)
 
 
@@ -133,6 +135,15 @@ def test_the_order_of_cases_does_not_matter(metrics: str) -> None:
             continue  # published with all scores equal, so that the order of pictures decides
         assert other.figures[name] == pytest.approx(value, nan_ok=True, abs=1e-12), name
     np.testing.assert_array_equal(one.quality, other.quality[::-1])
+
+
+def test_a_recall_is_reached_where_its_quotient_of_floats_is() -> None:
+    for recalls in (np.linspace(0, 1, 101), np.arange(100) / 100):
+        for positives in (1, 7, 29, 58, 100, 333):
+            hits = np.arange(positives + 1.0)
+            twice = np.stack([hits, hits])
+            first = weighted_precision._reached(twice, np.full((2, 1), float(positives)), recalls)
+            np.testing.assert_array_equal(first, [np.searchsorted(hits / positives, recalls)] * 2)
 
 
 def test_nothing_predicted_is_wrong_and_the_best_is_right() -> None:
