@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pixel_align.evaluation import bootstrap
 
 
-def mean(rows: list[float]) -> dict[str, float]:
+def mean(rows: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(rows))} if rows else {"mean": float("nan")}
 
 

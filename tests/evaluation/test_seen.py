@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_what_was_seen_outlives_the_stage(tmp_path: Path) -> None:
             seen.Seen.read(tmp_path)
 
 
-def share(targets: list[int], predictions: list[int]) -> dict[str, float]:
+def share(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
     return {"right": float(np.mean(np.equal(targets, predictions)))}
 
 
