@@ -99,7 +99,7 @@ def sheet(score: Score, folders: Sequence[Path], each: int = EACH) -> PIL.Image.
             pixels = _pixels(case, folders)
             if pixels is not None:
                 shown.add(case.image_id)
-                head = f"{name}: {score.measure} {score.quality[i]:.3f}, image {case.image_id}"
+                head = f"{name}: {score.measure} {abs(score.quality[i]):.3f}, image {case.image_id}"
                 pages.append(page(case, pixels, head))
         if pages:
             rows.append(pages)

@@ -27,7 +27,7 @@ class Scorer:
       summary: rows -> figures.
       resampled: rows -> the figures that get an interval, as functions of weights.
       quality: row -> how good one case is, larger is better, NaN where it cannot be said.
-      measure: what `quality` is.
+      measure: what `quality` is; of a distance, quality is the negative.
     """
 
     rows: Callable[[Sequence[Case]], list[Row]]
@@ -208,16 +208,26 @@ def _targets_found(row: Row) -> float:
     return float(((table >= 0.5) & same).any(axis=0)[wanted].mean())
 
 
+def _conversations(cases: Sequence[Case]) -> list[Row]:
+    rows = _each(grounded_conversation.row)(cases)
+    # Recall needs the likeness of phrases, which files mostly do not hold; none is not 0.
+    known = np.array([any("similarity" in case.prediction for case in cases)])
+    return [{**row, "recall_known": known} for row in rows]
+
+
+def _conversation_figures(rows: Sequence[Row]) -> dict[str, float]:
+    figures = grounded_conversation.summary(rows)
+    known = any(row["recall_known"].any() for row in rows)
+    return {name: value for name, value in figures.items() if known or not name.startswith("mask_recall")}
+
+
 def _grounded(rows: Sequence[Row]) -> Figures:
     phrases, ones = _sum(rows, "phrases"), np.ones(len(rows))
-    ratios = bootstrap.of_ratios(
-        {
-            "mIoU": (_sum(rows, "miou"), ones),
-            "mIoU_optimal": (_sum(rows, "miou_optimal"), ones),
-            "mask_recall": (_sum(rows, "recalled"), phrases),
-            "mask_recall_optimal": (_sum(rows, "recalled_optimal"), phrases),
-        }
-    )
+    parts = {"mIoU": (_sum(rows, "miou"), ones), "mIoU_optimal": (_sum(rows, "miou_optimal"), ones)}
+    if any(row["recall_known"].any() for row in rows):
+        parts["mask_recall"] = _sum(rows, "recalled"), phrases
+        parts["mask_recall_optimal"] = _sum(rows, "recalled_optimal"), phrases
+    ratios = bootstrap.of_ratios(parts)
     prefix = "ap_"
     ap = _detection([{key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)} for row in rows])
     return lambda weights: {**ratios(weights), "AP50": ap(weights)["AP50"]}
@@ -248,13 +258,13 @@ SCORERS: Mapping[str, Scorer] = {
     ),
     "detection": Scorer(_each(detection.row), detection.summary, _detection, _targets_found, "share of targets found"),
     "grounded_conversation": Scorer(
-        _each(grounded_conversation.row),
-        grounded_conversation.summary,
+        _conversations,
+        _conversation_figures,
         _grounded,
         lambda row: _mean(row, "miou"),
         "mIoU",
     ),
     "traces": Scorer(
-        _traces, traces.summary, _trace_ratios, lambda row: -_mean(row, "distance"), "distance of points, negative"
+        _traces, traces.summary, _trace_ratios, lambda row: -_mean(row, "distance"), "distance of points"
     ),
 }
