@@ -124,7 +124,7 @@ def predict(
         str, typer.Option(help="trace: a sentence with a place for every word; caption: a sentence.")
     ] = "trace",
     text: Annotated[str | None, typer.Option(help="A given sentence to be placed, instead of writing one.")] = None,
-    instruction: Annotated[str, typer.Option(help="The words that ask.")] = "",
+    instruction: Annotated[str | None, typer.Option(help="The words that ask.")] = None,
     out: Annotated[str, typer.Option(help="The annotated picture to write.")] = "",
     json_out: Annotated[str, typer.Option("--json", help="The JSON file to write; - for standard output.")] = "",
 ) -> None:
@@ -139,7 +139,7 @@ def predict(
         check_writable("" if json_out == "-" else json_out)
         predictor = Predictor.from_checkpoint(checkpoint)
         predictor.set_image(pixels)
-        prediction = predictor.predict(mode, instruction, text)
+        prediction = predictor.predict(mode, instruction=instruction, text=text)
         if out:
             draw.annotate(pixels, prediction.words, *prediction.places()).save(out)
         document = json.dumps(prediction.to_json(), ensure_ascii=False, indent=2)
@@ -192,6 +192,34 @@ def score(
             if images and sheet is None:
                 console.print("no report.png: no picture of the chosen cases is in --images", soft_wrap=True)
             typer.echo(f"{out}/metrics.json{' report.png' if sheet is not None else ''}")
+
+
+@app.command()
+def benchmark(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="metrics.")],
+    json_out: Annotated[str, typer.Option("--json", help="File to write, one JSON object a line.")] = "",
+    cases: Annotated[int, typer.Option(help="At most so many cases in each row; 0 for the full size.", min=0)] = 0,
+    phrases: Annotated[
+        Path | None, typer.Option(help="Visual Genome's region_descriptions.json; a small grammar without it.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A row by its name; may be given again.")] = None,
+) -> None:
+    """Measure speed and memory: a table, and with --json one line for each row."""
+    with one_line_errors():
+        if what != "metrics":
+            raise ValueError(f"WHAT is {what!r}, expected metrics. Nothing else is measured yet.")
+        import rich.console
+
+        from pixel_align.benchmark import metrics, rows
+
+        check_writable(json_out)
+        measured = []
+        for row in metrics.run(phrases, cases, names=only or ()):
+            measured.append(row)
+            typer.echo(f"{row['name']}: {row['cases']:,} {row['unit']} in {row['seconds']:.2f} s", err=True)
+        rich.console.Console().print(rows.table(measured))
+        if json_out:
+            rows.write(measured, Path(json_out))
 
 
 def check_writable(path: str, *, picture: bool = False) -> None:

@@ -103,12 +103,24 @@ def test_the_figures_are_those_of_pycocotools(kind: str, seed: int) -> None:
     assert 0.05 < figures["AP"] < figures["AP50"] < 1 and figures["AP_small"] > 0 and figures["AP_large"] >= 0
 
 
-def test_more_than_a_hundred_predictions_of_a_picture() -> None:
-    dataset, found = world(2, images=2)
-    random = np.random.default_rng(0)
-    many = [{**f, "score": float(random.random())} for f in found * 40]
-    expected = theirs(dataset, many, "bbox")
-    assert list(score(ours(dataset, many, "bbox")).values()) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+def test_a_hundred_predictions_of_a_picture_and_category_count() -> None:
+    """What is right comes last: the hundredth prediction still counts, the next one does not."""
+    box, elsewhere = [0.0, 0.0, 50.0, 50.0], [100.0, 100.0, 5.0, 5.0]
+    truth = {"image_id": 1, "category_id": 1, "id": 1, "iscrowd": 0, "bbox": box, "area": 2500.0}
+    dataset = {
+        "images": [{"id": 1, "height": 200, "width": 200}],
+        "categories": [{"id": 1, "name": "1"}, {"id": 2, "name": "2"}],
+        "annotations": [truth, {**truth, "id": 2, "category_id": 2}],
+    }
+    for before, found_of in ((99, [0.01, 0.01]), (100, [0.0, 0.01])):
+        found = [
+            {"image_id": 1, "category_id": category, "bbox": place, "score": score}
+            for category, wrong in ((1, before), (2, 99))
+            for place, score in [(box, 0.1), *[(elsewhere, 0.9)] * wrong]
+        ]
+        figures = score(ours(dataset, found, "bbox"))
+        assert list(figures.values()) == pytest.approx(theirs(dataset, found, "bbox"), abs=1e-12, nan_ok=True)
+        assert figures["AP50"] == pytest.approx(sum(found_of) / 2)
 
 
 def test_published_results_of_the_coco_api(samples: Path) -> None:

@@ -1,5 +1,6 @@
 """Grounded conversation: published figures by plain loops, and what a better pairing changes."""
 
+import itertools
 import math
 from typing import Any
 
@@ -72,6 +73,23 @@ def test_greedy_recall_stops_at_the_first_words_that_do_not_fit() -> None:
     wrong_first = {"masks": masks, "similarity": [[0.1, 0.0], [0.0, 0.9]]}
     row = grounded_conversation.row({"masks": masks, "phrases": ["a", "b"]}, wrong_first)
     assert (row["recalled"][0], row["recalled_optimal"][0]) == (0, 1)
+
+
+def test_the_best_recall_by_trying_everything() -> None:
+    for seed in range(40):
+        target, prediction = picture(seed)
+        fits = [
+            {
+                j
+                for j, b in enumerate(prediction["masks"])
+                if (a & b).sum() / (a | b).sum() >= 0.5 and prediction["similarity"][i, j] >= 0.5
+            }
+            for i, a in enumerate(target["masks"])
+        ]
+        choices = itertools.product(*[[None, *sorted(options)] for options in fits])
+        taken = ([j for j in choice if j is not None] for choice in choices)
+        most = max(len(chosen) for chosen in taken if len(set(chosen)) == len(chosen))
+        assert grounded_conversation.row(target, prediction)["recalled_optimal"][0] == most
 
 
 def test_greedy_pairs_are_not_the_best_ones() -> None:

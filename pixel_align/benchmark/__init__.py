@@ -1,0 +1,1 @@
+"""Speed and memory, measured: each measurement is a row, and a ratio is against something else in the same run."""
