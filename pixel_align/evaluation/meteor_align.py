@@ -43,13 +43,16 @@ class Sentence:
     __slots__ = ("at_stem", "at_word", "function", "meanings", "phrases", "sources", "stems", "synsets", "words")
 
     def __init__(self, words: Sequence[str], tables: Tables) -> None:
+        known = [tables.word(word) for word in words]
         self.words = tuple(words)
-        self.stems, self.synsets, self.function, numbers = zip(*map(tables.word, words)) if words else ((), (), (), ())
+        self.stems = [word.stem for word in known]
+        self.synsets = [word.synsets for word in known]
+        self.function = [word.function for word in known]
         self.meanings = frozenset[str]().union(*self.synsets)
         self.at_word, self.at_stem = _places(self.words), _places(self.stems)
         self.phrases: dict[int, int] = {}  # of the paraphrases -> where they begin
         self.sources: list[Occurrence] = []  # those of them that have paraphrases
-        for occurrence in tables.paraphrases.occurrences(numbers):
+        for occurrence in tables.paraphrases.occurrences([word.number for word in known]):
             start, _, phrase = occurrence
             self.phrases[phrase] = self.phrases.get(phrase, 0) | 1 << start
             if tables.paraphrases.of(phrase):
