@@ -55,7 +55,14 @@ def merge_regions(
     return np.array(means).reshape(-1, 4), texts
 
 
-def row(target: Target, prediction: Prediction, *, meteor: Meteor | None = None, plus_one: bool = False) -> Row:
+def row(
+    target: Target,
+    prediction: Prediction,
+    *,
+    meteor: Meteor | None = None,
+    plus_one: bool = False,
+    strays_take_last: bool = False,
+) -> Row:
     """One picture -> small arrays.
 
     Args:
@@ -63,7 +70,9 @@ def row(target: Target, prediction: Prediction, *, meteor: Meteor | None = None,
         meteor: (references, hypothesis) -> score; METEOR 1.5 of `evaluation.meteor` by default. Asked only where a
             prediction could count.
         plus_one: a box covers one pixel more along each side, as in the Lua original, which measured on pictures
-            scaled to a longer side of 720; without it, as PixelLLM's and GRiT's evaluators.
+            scaled to a longer side of 720; without it, as PixelLLM's evaluator.
+        strays_take_last: a prediction that touches no region takes the last of the merged ones, as in the Lua original,
+            where number -1 of a tensor is its last; without it such a prediction takes none.
 
     Returns:
         score float64[D], falling; iou float64[D] with the region taken; taken bool[D]: the first to take it; meteor
@@ -85,7 +94,9 @@ def row(target: Target, prediction: Prediction, *, meteor: Meteor | None = None,
     best = table.argmax(axis=1) if len(truth) else np.zeros(len(found), int)
     iou = table[np.arange(len(found)), best] if len(truth) else np.zeros(len(found))
     taken = np.zeros(len(found), bool)
-    touching = np.flatnonzero(iou > 0)
+    if strays_take_last:
+        best[iou == 0] = len(truth) - 1
+    touching = np.flatnonzero((iou > 0) | (strays_take_last and len(truth) > 0))
     taken[touching[np.unique(best[touching], return_index=True)[1]]] = True
     said = np.zeros(len(found))
     scorer = meteor or _default_meteor()

@@ -46,8 +46,12 @@ def pictures(count: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [picture(seed) for seed in range(count)]
 
 
-def by_the_letter(examples: list[tuple[dict[str, Any], dict[str, Any]]], extra: int) -> dict[str, float]:
-    """The protocol in plain loops; `extra` is the pixel that the Lua original adds to each side."""
+def by_the_letter(
+    examples: list[tuple[dict[str, Any], dict[str, Any]]], extra: int, strays: bool = False
+) -> dict[str, float]:
+    """The protocol in plain loops; `extra` is the pixel that the Lua original adds to each side, `strays` its way with
+    predictions that touch nothing.
+    """
 
     def overlap(a: list[float], b: list[float]) -> float:
         w, h = min(a[2], b[2]) - max(a[0], b[0]) + extra, min(a[3], b[3]) - max(a[1], b[1]) + extra
@@ -75,7 +79,7 @@ def by_the_letter(examples: list[tuple[dict[str, Any], dict[str, Any]]], extra: 
                 if overlap(box, place) > best:
                     best, which = overlap(box, place), i
             counts = which is not None and which not in used
-            used.add(which)
+            used.add(len(merged) - 1 if which is None and strays else which)
             said = 0.0
             if counts and which is not None:
                 said = 0.5 if "" in merged[which][1] else meteor(merged[which][1], text)
@@ -106,12 +110,17 @@ def score(examples: list[tuple[dict[str, Any], dict[str, Any]]], **settings: Any
     return dense_captioning.summary([dense_captioning.row(*e, meteor=meteor, **settings) for e in examples])
 
 
-@pytest.mark.parametrize("plus_one", [False, True])
-def test_the_protocol_by_the_letter(plus_one: bool) -> None:
+@pytest.mark.parametrize(("plus_one", "strays"), [(False, False), (True, False), (True, True)])
+def test_the_protocol_by_the_letter(plus_one: bool, strays: bool) -> None:
     examples = pictures(60)
     for target, _ in examples[1::10]:
         target["captions"][:2] = ["", ""]
-    figures, expected = score(examples, plus_one=plus_one), by_the_letter(examples, int(plus_one))
+    for _, prediction in examples[::2]:
+        if prediction["boxes"]:
+            prediction["boxes"][0] = [900, 900, 950, 950]
+    figures = score(examples, plus_one=plus_one, strays_take_last=strays)
+    expected = by_the_letter(examples, int(plus_one), strays)
+    assert strays == (figures != score(examples, plus_one=plus_one))
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-12)
     assert 0.01 < figures["mAP"] < figures["mAP_detection"] < 0.99
     assert figures["AP_iou0.7_meteor0.25"] < figures["AP_iou0.3_meteor0.00"]
