@@ -218,7 +218,7 @@ def glamm(predictions: Path, targets: Path) -> Cases:
             image = record.identity("image_id")
             picture = pictures.get(image)
             file = _file(picture) if picture is not None else ""
-            empty: dict[str, Any] = {"caption": "", "captions": [], "phrases": [], "masks": []}
+            empty: dict[str, Any] = {"captions": [], "phrases": [], "masks": []}
             truth = truths.setdefault(image, _Truth(image, empty, file))
             if "segmentation" in record:
                 mask = _mask(record, "segmentation", picture.size() if picture is not None else None)
@@ -227,7 +227,6 @@ def glamm(predictions: Path, targets: Path) -> Cases:
                 truth.target["captions"].append(record.text("caption"))
                 if "labels" in record:
                     truth.target["phrases"].extend(record.texts("labels"))
-                truth.target["caption"] = truth.target["captions"][0]
 
     def predicted() -> Iterator[tuple[str, dict[str, Any]]]:
         for path in _json_files(predictions, "predictions"):
@@ -242,12 +241,12 @@ def glamm(predictions: Path, targets: Path) -> Cases:
                 phrases = record.texts("phrases") if "phrases" in record else []
                 image = Path(record.identity("image_id")).stem
                 text = record.text("caption")
-                answer: dict[str, Any] = {"caption": text, "text": text, "phrases": phrases, "masks": found}
+                answer: dict[str, Any] = {"text": text, "phrases": phrases, "masks": found}
                 if "similarity" in record:
                     answer["similarity"] = record.array("similarity", len(phrases))
                 yield image, answer
 
-    return _pair(truths, predicted(), {"caption": "", "text": "", "phrases": [], "masks": []})
+    return _pair(truths, predicted(), {"text": "", "phrases": [], "masks": []})
 
 
 def narratives(predictions: Path, targets: Path) -> Cases:

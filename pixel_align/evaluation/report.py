@@ -184,18 +184,24 @@ def _many(case: Case, pixels: np.ndarray, head: str) -> PIL.Image.Image:
         # Narratives count in fractions of the picture, their "size" being 1.
         height, width = (pixels.shape[k] / target["size"][k] if "size" in target else 1.0 for k in (0, 1))
         scale = np.array([width, height, width, height])
-        boxes = [found[i] * scale for i in best]
-        seen = _outlined(pixels, [_frame(box * scale, pixels.shape) for box in target[key]])
+        boxes = [found[i] * scale if _is_place(found[i], target) else None for i in best]
+        truth = [_frame(box * scale, pixels.shape) for box in target[key] if _is_place(box, target)]
+        seen = _outlined(pixels, truth)
     else:
         shapes = [_decoded(found[i], pixels.shape) for i in best]
-        truth = [_decoded(mask, pixels.shape) for mask in target[key]]
-        seen = _outlined(pixels, [mask for mask in truth if mask is not None])
+        decoded = [_decoded(mask, pixels.shape) for mask in target[key]]
+        seen = _outlined(pixels, [mask for mask in decoded if mask is not None])
     few = f", the best {len(best)} shown" if len(best) < len(found) else ""
     wanted = target.get("phrases") or target.get("utterances") or target.get("captions") or ()
     said = f": {'; '.join(wanted[:_MOST_TEXTS])}{'; ...' if len(wanted) > _MOST_TEXTS else ''}" if wanted else ""
     return _places(
         seen, names, boxes, shapes, f"{head}. {len(found)} predicted{few}. {len(target[key])} true (white){said}"
     )
+
+
+def _is_place(box: np.ndarray, target: Mapping[str, Any]) -> bool:
+    """Whether a box is another than the whole picture, which in narratives stands for no place."""
+    return "size" not in target or not np.array_equal(box, (0, 0, *reversed(target["size"])))
 
 
 def _frame(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pixel_align.evaluation import bootstrap, dense_captioning, detection, grounded_conversation, referring, traces
+from pixel_align.evaluation import (
+    bootstrap,
+    captioning,
+    dense_captioning,
+    detection,
+    grounded_conversation,
+    local_matching,
+    meteor,
+    referring,
+    traces,
+)
 from pixel_align.evaluation.bootstrap import Figures, Interval
 from pixel_align.evaluation.formats import Case, Cases
 from pixel_align.evaluation.rows import Row, column
@@ -208,6 +218,67 @@ def _targets_found(row: Row) -> float:
     return float(((table >= 0.5) & same).any(axis=0)[wanted].mean())
 
 
+def _captions(rows: Sequence[Row]) -> Figures:
+    """BLEU and METEOR of the summed counts of each set. CIDEr weighs words by how many pictures of the whole set have
+    them, in every resampled set: a set with copies of pictures would weigh them wrongly.
+    """
+    each, ones = captioning.each(rows), np.ones(len(rows))
+    means = bootstrap.of_ratios({name: (each[name], ones) for name in _CAPTION_MEANS if name in each})
+    asked = [key for key in ("bleu", "meteor") if key in rows[0]]
+    counts = {key: np.stack([row[key] for row in rows]).astype(np.float64) for key in asked}
+    if "meteor" in counts:
+        # One by one: a pair that matches in full and in one piece counts otherwise in a sum.
+        counts["meteor"] = np.stack([meteor.total([row["meteor"]]) for row in rows]).astype(np.float64)
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = dict(means(weights))
+        if "bleu" in counts:
+            bleu = [captioning.summary([{"bleu": one}]) for one in weights @ counts["bleu"]]
+            found |= {name: np.array([one[name] for one in bleu]) for name in bleu[0]}
+        if "meteor" in counts:
+            found["METEOR"] = np.array([meteor.score(one) for one in weights @ counts["meteor"]])
+        return found
+
+    return figures
+
+
+_CAPTION_MEANS = ("ROUGE-L", "CIDEr", "CIDEr-D", "CIDEr-plain")
+
+
+def _caption_rows(cases: Sequence[Case]) -> list[Row]:
+    return _each(lambda target, said: captioning.row(target, said, metrics=captioning.ALL_METRICS))(cases)
+
+
+def _narrative_rows(cases: Sequence[Case]) -> list[Row]:
+    boxes = _each(local_matching.row)(cases)
+    return [_prefixed("text_", a) | _prefixed("box_", b) for a, b in zip(_caption_rows(cases), boxes, strict=True)]
+
+
+def _narrative_figures(rows: Sequence[Row]) -> dict[str, float]:
+    text = captioning.summary([_part(row, "text_") for row in rows])
+    return {**local_matching.summary([_part(row, "box_") for row in rows]), **text}
+
+
+def _narratives(rows: Sequence[Row]) -> Figures:
+    boxes = [_part(row, "box_") for row in rows]
+    parts = {}
+    for name in filter("segments".__ne__, boxes[0]):
+        total, count = _sum(boxes, name), _count(boxes, name)
+        means = np.divide(total, count, out=np.zeros(len(rows)), where=count > 0)
+        parts[f"LBM_{name}"] = means, (count > 0).astype(np.float64)
+        parts[f"LBM_{name}_pooled"] = total, count
+    distances, text = bootstrap.of_ratios(parts), _captions([_part(row, "text_") for row in rows])
+    return lambda weights: {**distances(weights), **text(weights)}
+
+
+def _part(row: Row, prefix: str) -> Row:
+    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+
+
+def _prefixed(prefix: str, row: Row) -> Row:
+    return {prefix + key: value for key, value in row.items()}
+
+
 def _conversations(cases: Sequence[Case]) -> list[Row]:
     rows = _each(grounded_conversation.row)(cases)
     # Recall needs the likeness of phrases, which files mostly do not hold; none is not 0.
@@ -228,9 +299,17 @@ def _grounded(rows: Sequence[Row]) -> Figures:
         parts["mask_recall"] = _sum(rows, "recalled"), phrases
         parts["mask_recall_optimal"] = _sum(rows, "recalled_optimal"), phrases
     ratios = bootstrap.of_ratios(parts)
-    prefix = "ap_"
-    ap = _detection([{key.removeprefix(prefix): row[key] for key in row if key.startswith(prefix)} for row in rows])
-    return lambda weights: {**ratios(weights), "AP50": ap(weights)["AP50"]}
+    ap = _detection([_part(row, "ap_") for row in rows])
+    told = np.array([any(key.startswith("text_") for key in row) for row in rows])
+    texts = [_part(row, "text_") for row, one in zip(rows, told, strict=True) if one]
+    words = _captions(texts) if texts else None
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        said = words(weights[:, told]) if words else {}
+        kept = {name: said[name] for name in grounded_conversation.TEXT_METRICS if name in said}
+        return {**ratios(weights), "AP50": ap(weights)["AP50"], **kept}
+
+    return figures
 
 
 def _traces(cases: Sequence[Case]) -> list[Row]:
@@ -253,6 +332,10 @@ def _trace_ratios(rows: Sequence[Row]) -> Figures:
 
 SCORERS: Mapping[str, Scorer] = {
     "referring": Scorer(_each(referring.row), referring.summary, _referring, _box_or_mask_iou, "IoU"),
+    "captions": Scorer(_caption_rows, captioning.summary, _captions, lambda row: meteor.score(row["meteor"]), "METEOR"),
+    "narratives": Scorer(
+        _narrative_rows, _narrative_figures, _narratives, lambda row: meteor.score(row["text_meteor"]), "METEOR"
+    ),
     "dense_captions": Scorer(
         _each(dense_captioning.row), dense_captioning.summary, _dense, _regions_found, "share of regions found"
     ),
@@ -264,7 +347,5 @@ SCORERS: Mapping[str, Scorer] = {
         lambda row: _mean(row, "miou"),
         "mIoU",
     ),
-    "traces": Scorer(
-        _traces, traces.summary, _trace_ratios, lambda row: -_mean(row, "distance"), "distance of points"
-    ),
+    "traces": Scorer(_traces, traces.summary, _trace_ratios, lambda row: -_mean(row, "distance"), "distance of points"),
 }

@@ -201,7 +201,7 @@ def test_conversations_in_a_folder(write: Write, tmp_path: Path) -> None:
     truth = [{"image_id": 7, "segmentation": mask}, {"image_id": 7, "caption": "one cat", "labels": ["cat"]}]
     (case,) = formats.glamm(tmp_path / "said", write("t", {"images": images, "annotations": truth})).cases
     assert case.prediction["phrases"] == ["cat"] and len(case.prediction["masks"]) == 1
-    assert (case.target["caption"], case.target["phrases"], len(case.target["masks"])) == ("one cat", ["cat"], 1)
+    assert (case.target["captions"], case.target["phrases"], len(case.target["masks"])) == (["one cat"], ["cat"], 1)
     (tmp_path / "none").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no \.json file"):
         formats.glamm(tmp_path / "said", tmp_path / "none")
