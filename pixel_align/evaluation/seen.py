@@ -73,16 +73,18 @@ def visual_genome_names(image_data: Iterable[Mapping[str, Any]]) -> dict[str, st
     return names
 
 
-def read(folder: str | os.PathLike[str], split: str) -> dict[str, str] | None:
+def read(folder: str | os.PathLike[str] | None, split: str) -> dict[str, str] | None:
     """{image id as in the records: canonical name} of a built split; None where its names were not kept.
 
     Args:
-        folder: of the set's version, <data folder>/<name>/<version>.
+        folder: of the set's version, <data folder>/<name>/<version>; None for a source that has none.
         split: also as in `train[:10%]+validation`; a slice counts as its whole split.
 
     Raises:
         ValueError: a file that holds something else.
     """
+    if folder is None:
+        return None
     names: dict[str, str] = {}
     for part in split.split("+"):
         path = Path(folder) / FILE.format(split=part.partition("[")[0].strip())

@@ -48,7 +48,7 @@ def test_names_of_a_split_its_slices_and_its_sums(tmp_path: Path) -> None:
     (tmp_path / seen.FILE.format(split="test")).write_text('{"2": "coco:2"}')
     assert seen.read(tmp_path, "train[:10%]") == {"1": "coco:1"}
     assert seen.read(tmp_path, "train[5%:]+test") == {"1": "coco:1", "2": "coco:2"}
-    assert seen.read(tmp_path, "train+validation") is None
+    assert seen.read(tmp_path, "train+validation") is None and seen.read(None, "train") is None
     for broken in ('{"1": ', '["1"]', '{"1": 2}', "[" * 100_000):
         (tmp_path / seen.FILE.format(split="test")).write_text(broken)
         with pytest.raises(ValueError, match=r"is broken \(.*\), expected .* Build the split again") as caught:
