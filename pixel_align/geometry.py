@@ -82,6 +82,27 @@ class Placement:
         return _like(xy, x / scale_x + x0, points[..., 1] / scale_y + y0, self.flip)
 
 
+def masks_to_original(logits: Array, placement: Placement) -> np.ndarray:
+    """Mask logits Float[..., h, w] over the whole canvas -> bool[..., H, W] at the size of the original.
+
+    A pixel is inside where the logits, interpolated linearly at its centre, are positive; what the crop left out is
+    outside. Published code cuts whole cells and stretches them over the picture, which moves a mask by up to a cell.
+    """
+    logits = np.asarray(logits, np.float32)
+    seen = []
+    for axis in (0, 1):  # y, then x: pictures lie straight, so that neither depends on the other
+        size, cells = placement.original_size[axis], logits.shape[axis - 2]
+        xy = np.zeros((size, 2))
+        xy[:, 1 - axis] = np.arange(size) + 0.5
+        seen.append((xy[:, 1 - axis] > placement.crop[1 - axis]) & (xy[:, 1 - axis] < placement.crop[3 - axis]))
+        at = np.clip(placement.to_canvas(xy)[:, 1 - axis] * cells - 0.5, 0, cells - 1)
+        low = at.astype(int)
+        share = (at - low).astype(np.float32).reshape(-1, *([1] * (1 - axis)))
+        below, above = (np.take(logits, i, axis=axis - 2) for i in (low, np.minimum(low + 1, cells - 1)))
+        logits = below + (above - below) * share
+    return (logits > 0) & seen[0][:, None] & seen[1]
+
+
 def to_pixels(xy: Array, size: Size) -> Array:
     """Points [..., 2] or boxes [..., 4] in fractions of a picture of `size` (height, width) -> pixels of it."""
     points = _as_points(xy)

@@ -140,6 +140,92 @@ def regions(
     return jnp.sum(per_example * weights), jnp.sum(weights)
 
 
+def mask(
+    logits: jax.Array,
+    iou: jax.Array,
+    targets: jax.Array,
+    valid_size: jax.Array,
+    canvas: int,
+    weights: jax.Array,
+    *,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    iou_weight: float = 1.0,
+) -> Sums:
+    """Segment Anything's loss of masks: focal and dice of the best of the predicted masks, and the error of each one's
+    predicted IoU, squared.
+
+    Logits of a smaller grid than the targets' are interpolated to it, linearly, as they are for the final mask. So the
+    targets choose: on the decoder's own grid the loss is cheap; on the canvas, as published, it costs 16 times as much
+    and sees edges inside a cell. Cells whose centre lies on the padding of the canvas count nowhere. (Published code
+    has them in dice.) The arrays of one region of each picture exist at a time, and are made again in the backward
+    pass.
+
+    Args:
+      logits: Float[B, N, K, h, w], K masks of each region. iou: Float[B, N, K], predicted.
+      targets: Bool[B, N, H, W], H and W at least h and w.
+      valid_size: Int[B, 2], (height, width) in canvas pixels of the part that holds the picture.
+      canvas: side of the canvas in pixels.
+      weights: Float[B, N], 0 for regions without a mask: what stands there is never read.
+      focal_weight, dice_weight, iou_weight: published values are the defaults.
+
+    Raises:
+      ValueError: the targets are not Bool, or smaller than the logits.
+    """
+    height, width = targets.shape[2:]
+    if targets.dtype != jnp.bool_ or height < logits.shape[3] or width < logits.shape[4]:
+        raise ValueError(
+            f"targets of the mask loss are {targets.dtype}{list(targets.shape)}, expected bool and at least the grid "
+            f"of the logits, {logits.shape[3]} x {logits.shape[4]}. Make them on a finer grid."
+        )
+    rows = (jnp.arange(height) + 0.5) / height * canvas < valid_size[:, :1]
+    columns = (jnp.arange(width) + 0.5) / width * canvas < valid_size[:, 1:]
+    visible = (rows[:, :, None] & columns[:, None])[:, None]
+
+    @jax.checkpoint
+    def add_region(total: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        x, predicted, target, weight = xs
+        asked = weight[:, None] > 0
+        x = jnp.where(asked[..., None, None], x, 0).astype(jnp.float32)
+        predicted = jnp.where(asked, predicted, 0).astype(jnp.float32)
+        x = jax.image.resize(x, (*x.shape[:2], height, width), "linear")
+        shapes = focal_weight * focal(x, target[:, None], visible) + dice_weight * dice(x, target[:, None], visible)
+        both = jnp.sum((x > 0) & target[:, None] & visible, axis=(-2, -1))
+        either = jnp.sum(((x > 0) | target[:, None]) & visible, axis=(-2, -1))
+        quality = jnp.square(predicted - both / jnp.maximum(either, 1)).mean(axis=-1)
+        return total + jnp.sum((shapes.min(axis=-1) + iou_weight * quality) * weight), None
+
+    by_region = tuple(jnp.moveaxis(x, 1, 0) for x in (logits, iou, targets, weights))
+    total, _ = jax.lax.scan(add_region, jnp.zeros((), jnp.float32), by_region)
+    return total, jnp.sum(weights)
+
+
+def focal(
+    logits: jax.Array, targets: jax.Array, visible: jax.Array, alpha: float = 0.5, gamma: float = 2.0
+) -> jax.Array:
+    """Focal loss (Lin et al., arXiv 1708.02002), the mean over the visible cells: Float[..., H, W] -> [...].
+
+    alpha weighs the cells inside, 1 - alpha those outside; gamma is what an easy cell's ease is raised to. Float logits
+    and Bool targets and visible broadcast against each other.
+    """
+    wrong = jnp.where(targets, -logits, logits)  # the logit of the wrong answer: nothing here can overflow
+    cells = jnp.where(targets, alpha, 1 - alpha) * jax.nn.sigmoid(wrong) ** gamma * jax.nn.softplus(wrong)
+    count = jnp.sum(visible, axis=(-2, -1))
+    return jnp.sum(jnp.where(visible, cells, 0), axis=(-2, -1)) / jnp.maximum(count, 1)
+
+
+def dice(logits: jax.Array, targets: jax.Array, visible: jax.Array, epsilon: float = 1.0) -> jax.Array:
+    """1 - (2 * overlap + epsilon) / (predicted + true area + epsilon) of the visible cells: Float[..., H, W] -> [...].
+
+    Areas are sums of probabilities, in cells. Source: Milletari et al., V-Net (arXiv 1606.04797), without squares.
+    """
+    inside = jnp.where(visible, jax.nn.sigmoid(logits), 0)
+    targets = targets & visible
+    overlap = jnp.sum(jnp.where(targets, inside, 0), axis=(-2, -1))
+    areas = jnp.sum(inside, axis=(-2, -1)) + jnp.sum(targets, axis=(-2, -1))
+    return 1 - (2 * overlap + epsilon) / (areas + epsilon)
+
+
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Binary cross-entropy from logits, elementwise; labels Bool or Float in [0, 1]."""
     return jax.nn.softplus(logits) - logits * labels

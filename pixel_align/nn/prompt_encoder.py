@@ -1,4 +1,4 @@
-"""Segment Anything's prompt encoder: boxes and points become tokens; the image grid gets its position code.
+"""Segment Anything's prompt encoder: boxes and points become tokens, masks a map; the grid gets its position code.
 
 Source: Kirillov et al., Segment Anything (arXiv 2304.02643), prompt_encoder.py of the official release.
 """
@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align.batch import PromptPoints
+from pixel_align.nn.blocks import LayerNorm
 from pixel_align.param_rules import PartRules
+
+_DRAWN_LOGIT = 10.0  # a drawn mask is the answer of a mask decoder that is sure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +22,7 @@ class PromptEncoderConfig:
 
     width: int = 256  # of a prompt token
     points: bool = False  # prompts may be points, too: brings SAM's embedding of "no point"
+    masks: bool = False  # prompts may be masks, or a mask decoder reads them: brings SAM's embedding of "no mask"
     padding_tokens: int = 0  # "nothing" tokens behind each box; the published PixelLLM carries 3 of them
     frozen: bool = False  # published: True, SAM's own weights
 
@@ -48,8 +52,10 @@ class PromptEncoder(nn.Module):
         self.positions = RandomFourier(width // 2)
         # 0 background point, 1 foreground point, 2 and 3 the two corners of a box: SAM's point_embeddings in order.
         self.point_embeddings = self.param("point_embeddings", nn.initializers.normal(1.0), (4, width))
-        if self.config.padding_tokens:
+        if self.config.padding_tokens or self.config.masks:
             self.no_mask = self.param("no_mask_embedding", nn.initializers.normal(1.0), (width,))
+        if self.config.masks:
+            self.mask_downscaling = MaskDownscaling(width)
         if self.config.points:
             self.no_point = self.param("no_point_embedding", nn.initializers.normal(1.0), (width,))
 
@@ -93,11 +99,52 @@ class PromptEncoder(nn.Module):
         kinds = jnp.where(foreground[..., None], self.point_embeddings[1], self.point_embeddings[0])
         return self.positions(points + 0.5 / canvas) + kinds
 
+    def dense(self, masks: jax.Array | None = None, given: jax.Array | None = None) -> jax.Array:
+        """What a prompt adds to every cell of SAM's image features.
+
+        Args:
+          masks: [B, M, 4h, 4w], four cells a side for each cell of the features: logits in Float, as the mask decoder
+            answers them; or drawn masks in Bool. None: no prompt has a mask.
+          given: Bool[B, M], which prompts have a mask; None for all.
+
+        Returns:
+          Float32[B, M, h, w, width], or Float32[width] without masks: broadcast it. The layers that read masks have
+          parameters only where the model was initialised with masks.
+
+        Raises:
+          ValueError: the sides of the masks are not multiples of 4.
+        """
+        if masks is None:
+            return self.no_mask
+        if masks.shape[-2] % 4 or masks.shape[-1] % 4:
+            raise ValueError(
+                f"masks of prompts have {masks.shape[-2]} x {masks.shape[-1]} cells, expected four times the grid of "
+                "the image features in both directions. Resize them."
+            )
+        if masks.dtype == jnp.bool_:
+            masks = jnp.where(masks, _DRAWN_LOGIT, -_DRAWN_LOGIT)
+        added = self.mask_downscaling(masks[..., None].astype(jnp.float32))
+        return added if given is None else jnp.where(given[..., None, None, None], added, self.no_mask)
+
     def grid(self, height: int, width: int) -> jax.Array:
         """Float32[height, width, D]: the position code of the centre of each cell of a grid over the canvas."""
         y = (jnp.arange(height) + 0.5) / height
         x = (jnp.arange(width) + 0.5) / width
         return self.positions(jnp.stack(jnp.meshgrid(x, y), axis=-1))
+
+
+class MaskDownscaling(nn.Module):
+    """Float[..., 4h, 4w, 1] -> Float32[..., h, w, features]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, masks: jax.Array) -> jax.Array:
+        x = masks
+        for i, width in enumerate((4, 16)):
+            x = nn.Conv(width, (2, 2), strides=2, padding="VALID", name=f"conv_{i}")(x)
+            x = nn.gelu(LayerNorm(1e-6, name=f"norm_{i}")(x), approximate=False)
+        return nn.Dense(self.features, name="output")(x)
 
 
 def rules(config: PromptEncoderConfig) -> PartRules:

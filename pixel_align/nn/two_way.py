@@ -35,7 +35,9 @@ class ProjectedAttention(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """One layer. tokens and token_code [B, K, D], image and image_code [B, S, D], token_mask Bool[B, K] or None."""
+    """One layer. tokens and token_code [B, K, D], image and image_code [B, S, D]; token_mask Bool[B, K] and image_mask
+    Bool[B, S]: which of them exist, None for all.
+    """
 
     num_heads: int
     mlp_width: int
@@ -50,9 +52,10 @@ class TwoWayBlock(nn.Module):
         token_code: jax.Array,
         image_code: jax.Array,
         token_mask: jax.Array | None,
+        image_mask: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         width = tokens.shape[-1]
-        mask = None if token_mask is None else token_mask[:, None, None, :]
+        mask, seen = _as_keys(token_mask), _as_keys(image_mask)
 
         def norm(x: jax.Array, name: str) -> jax.Array:
             return LayerNorm(_EPSILON, name=name, dtype=self.dtype)(x)
@@ -66,7 +69,7 @@ class TwoWayBlock(nn.Module):
         tokens = norm(tokens, "self_attention_norm")
 
         cross = ProjectedAttention(width // 2, self.num_heads, self.dtype, name="token_to_image")
-        tokens = norm(tokens + cross(tokens + token_code, image + image_code, image), "token_to_image_norm")
+        tokens = norm(tokens + cross(tokens + token_code, image + image_code, image, seen), "token_to_image_norm")
 
         hidden = nn.relu(nn.Dense(self.mlp_width, name="mlp_in", dtype=self.dtype)(tokens))
         tokens = norm(tokens + nn.Dense(width, name="mlp_out", dtype=self.dtype)(hidden), "mlp_norm")
@@ -77,7 +80,10 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """tokens [B, K, D] (they are their own position code), image and image_code [B, S, D] -> (tokens, image)."""
+    """tokens [B, K, D] (they are their own position code), image and image_code [B, S, D] -> (tokens, image).
+
+    token_mask Bool[B, K] and image_mask Bool[B, S]: which of them exist, None for all; the others are read by nobody.
+    """
 
     depth: int
     num_heads: int
@@ -86,12 +92,22 @@ class TwoWayTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, image: jax.Array, image_code: jax.Array, token_mask: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        image: jax.Array,
+        image_code: jax.Array,
+        token_mask: jax.Array | None = None,
+        image_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         code = tokens
         for i in range(self.depth):
             block = TwoWayBlock(self.num_heads, self.mlp_width, i == 0, self.dtype, name=f"layers_{i}")
-            tokens, image = block(tokens, image, code, image_code, token_mask)
+            tokens, image = block(tokens, image, code, image_code, token_mask, image_mask)
         final = ProjectedAttention(tokens.shape[-1] // 2, self.num_heads, self.dtype, name="final_token_to_image")
-        tokens = tokens + final(tokens + code, image + image_code, image)
+        tokens = tokens + final(tokens + code, image + image_code, image, _as_keys(image_mask))
         return LayerNorm(_EPSILON, name="final_norm", dtype=self.dtype)(tokens), image
+
+
+def _as_keys(mask: jax.Array | None) -> jax.Array | None:
+    """Bool[B, S] -> Bool[B, 1, 1, S]: the same for all heads and queries."""
+    return None if mask is None else mask[:, None, None, :]
