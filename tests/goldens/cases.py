@@ -19,6 +19,7 @@ import numpy as np
 from pixel_align import param_rules
 from pixel_align.batch import PromptPoints
 from pixel_align.nn.eva_vit import EvaVit, EvaVitConfig
+from pixel_align.nn.mask_decoder import MaskDecoder, MaskDecoderConfig
 from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from pixel_align.nn.sam_vit import SamVit, SamVitConfig
 from pixel_align.nn.t5 import T5, T5Config
@@ -77,6 +78,25 @@ class _Tokens(nn.Module):
     @nn.compact
     def grid(self) -> jax.Array:
         return PromptEncoder(self.config, name="prompt").grid(6, 6)
+
+
+class _Masks(nn.Module):
+    """Prompts on image features, asked of Segment Anything's whole second half: (mask logits, predicted IoU)."""
+
+    config: MaskDecoderConfig
+    several: bool
+
+    @nn.compact
+    def __call__(
+        self, image: jax.Array, boxes: jax.Array | None, points: PromptPoints | None, masks: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        b, h, w, width = image.shape
+        encoder = PromptEncoder(PromptEncoderConfig(width=width, points=points is not None, masks=True), name="prompt")
+        prompt, mask = jnp.zeros((b, 1, 0, width)), None  # a mask alone
+        if boxes is not None:
+            prompt, mask = encoder(boxes, _CANVAS, points)
+        decoder = MaskDecoder(self.config, name="masks")
+        return decoder(image, encoder.grid(h, w), prompt, mask, encoder.dense(masks), several=self.several)
 
 
 _CANVAS = 64  # pixels of the pictures that prompts are about
@@ -147,6 +167,29 @@ def _prompts(name: str, setting: str, boxed: bool, k: int) -> Case:
     return Case(name, "SAM prompt encoder", setting, module, (boxes, points if k else None))
 
 
+def _masks(
+    name: str, setting: str, *, n: int = 1, k: int = 0, boxed: bool = False, drawn: bool = False, several: bool = False
+) -> Case:
+    """Two pictures of 6 x 6 cells, n prompts each, of k points, a box, the logits of a mask."""
+    b, name = 2, f"masks_{name}"
+    inputs = (
+        _random(name, b, 6, 6, 32),
+        np.sort(_uniform(name, b, n, 2, 2), axis=2).reshape(b, n, 4) if boxed or k else None,
+        PromptPoints(
+            xy=_uniform(f"{name} points", b, n, k, 2),
+            mask=np.ones((b, n, k), bool),
+            foreground=_uniform(f"{name} labels", b, n, k) < 0.5,
+            boxed=np.full((b, n), boxed),
+        )
+        if k
+        else None,
+        3 * _random(f"{name} drawn", b, n, 24, 24) if drawn else None,
+    )
+    config = MaskDecoderConfig(width=32, num_heads=4, mlp_width=48, quality_width=24)
+    module = _Masks(config, several)
+    return Case(name, "SAM prompts to masks", f"{setting}; {'three masks' if several else 'one mask'}", module, inputs)
+
+
 def _two_way() -> Case:
     name = "two_way"
     inputs = (_random("tokens", 2, 5, 32), _random("image", 2, 49, 32), _random("code", 2, 49, 32))
@@ -177,6 +220,12 @@ def _all() -> list[Case]:
         _prompts("prompt_both", "boxes and points with labels", True, 4),
         Case("prompt_grid", "SAM prompt encoder", "code of a 6 x 6 grid", grid, (), "grid"),
         _two_way(),
+        _masks("boxes", "3 boxes a picture", n=3, boxed=True),
+        _masks("boxes_several", "3 boxes a picture", n=3, boxed=True, several=True),
+        _masks("points", "2 times 4 points a picture", n=2, k=4, several=True),
+        _masks("drawn", "a mask alone", drawn=True),
+        _masks("all", "2 times points, box and mask a picture", n=2, k=3, boxed=True, drawn=True),
+        _masks("all_several", "2 times points, box and mask a picture", n=2, k=3, boxed=True, drawn=True, several=True),
         _eva(4, 0, False, True),
         _eva(7, 0, False, True),
         _eva(7, 4, False, True),
