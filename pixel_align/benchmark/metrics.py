@@ -21,10 +21,11 @@ from pixel_align.benchmark.rows import Measured, document
 from pixel_align.evaluation import dense_captioning, json_files, masks, referring
 
 IMAGES, REGIONS, PREDICTIONS = 5_000, 40, 50
-PAIRS, REPEATED_PAIRS = 4_000, 40_000
+PAIRS, REPEATED_PAIRS = 10_000, 90_000  # the second: as many as those images ask for
 EXPRESSIONS, SIZE = 10_000, (480, 640)
 
 _SEED = 0
+_TURN = 1_000  # pairs
 _REPEATS = 5  # of measurements that take less than a second; the fastest counts
 
 
@@ -221,29 +222,47 @@ def measure_referring_arrays(pictures: Sequence[Sequence[Region]], cases: int) -
 
 
 def _measure_meteor(name: str, pairs: Sequence[tuple[str, str]]) -> Measured:
-    """Ours, then the jar through its pipe when it has run over as many pairs: its program is compiled as it runs."""
-    from pixel_align.evaluation import meteor
+    """Ours as dense captioning asks it, and the jar through its pipe, in turns of some pairs each.
 
-    meteor.statistics(["tables"], "open")
-    start = time.perf_counter()
-    ours = [meteor.score(meteor.statistics([reference], hypothesis)) for reference, hypothesis in pairs]
-    seconds = time.perf_counter() - start
+    The jar has been over all pairs before, as Java compiles while it runs; that first time is in the notes.
+    """
+    dense_captioning.meteor_score(["tables"], "open")
     notes: dict[str, float] = {"distinct_pairs": len(set(pairs))}
-    if shutil.which("java") is None:
+    if jar := shutil.which("java"):
+        _, first = _ask_jar(jar_process := _open_jar(), pairs)
+    ours, theirs, seconds, other = [], [], 0.0, 0.0
+    for start in range(0, len(pairs), _TURN):
+        turn = pairs[start : start + _TURN]
+        began = time.perf_counter()
+        ours += [dense_captioning.meteor_score([reference], hypothesis) for reference, hypothesis in turn]
+        seconds += time.perf_counter() - began
+        if jar:
+            answers, taken = _ask_jar(jar_process, turn)
+            theirs += answers
+            other += taken
+    if not jar:
         return Measured(name, len(pairs), "pairs", seconds, "no jar: java is not on the path", None, notes)
+    differences = np.abs(np.subtract(ours, theirs))
+    notes |= {"jar_rate": len(pairs) / other, "jar_rate_first_time": len(pairs) / first}
+    notes |= {"largest_difference": float(differences.max()), "unequal": int((differences > 1e-9).sum())}
+    return Measured(name, len(pairs), "pairs", seconds, "meteor-1.5.jar through its pipe", other / seconds, notes)
+
+
+def _open_jar() -> Any:
     from pycocoevalcap.meteor.meteor import Meteor
 
     jar = Meteor()
+    _ask_jar(jar, [("its start", "is not measured")])
+    return jar
+
+
+def _ask_jar(jar: Any, pairs: Sequence[tuple[str, str]]) -> tuple[list[float], float]:
+    """(scores, seconds)."""
     references = {i: [reference] for i, (reference, _) in enumerate(pairs)}
     hypotheses = {i: [hypothesis] for i, (_, hypothesis) in enumerate(pairs)}
-    jar.compute_score(references, hypotheses)
-    start = time.perf_counter()
-    _, theirs = jar.compute_score(references, hypotheses)
-    other = time.perf_counter() - start
-    differences = np.abs(np.subtract(ours, theirs))
-    notes |= {"jar_rate": len(pairs) / other, "largest_difference": float(differences.max())}
-    notes["unequal"] = int((differences > 1e-9).sum())
-    return Measured(name, len(pairs), "pairs", seconds, "meteor-1.5.jar through its pipe", other / seconds, notes)
+    began = time.perf_counter()
+    _, scores = jar.compute_score(references, hypotheses)
+    return scores, time.perf_counter() - began
 
 
 def _refer(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:

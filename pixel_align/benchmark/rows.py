@@ -15,8 +15,6 @@ from typing import Any
 
 import rich.table
 
-_COLUMNS = ("row", "cases", "seconds", "rate", "ratio", "against", "peak")
-
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -84,12 +82,12 @@ def commit() -> str:
 
 def table(documents: Sequence[Mapping[str, Any]]) -> rich.table.Table:
     """Rows for people."""
-    columns = [rich.table.Column(name, no_wrap=name != "against") for name in _COLUMNS]
-    result = rich.table.Table(*columns)
+    note = "ratio: our rate by the other's, in the same run; the JSON says whose"
+    result = rich.table.Table("row", "cases", "seconds", "rate", "ratio", "peak", caption=note)
     for row in documents:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         amounts = f"{row['cases']:,}", f"{row['seconds']:.2f}", f"{row['rate']:,.0f}/s"
-        result.add_row(row["name"], *amounts, ratio, row["against"], f"{row['peak_bytes'] / 2**20:,.0f} MiB")
+        result.add_row(row["name"], *amounts, ratio, f"{row['peak_bytes'] / 2**20:,.0f} MiB")
     return result
 
 

@@ -10,6 +10,7 @@ averaged, interpolated, at the recalls 0, 0.01 ... 0.99 over all predictions of 
 thirty, `mAP_detection` the mean of the five without METEOR.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,8 +68,8 @@ def row(
 
     Args:
         prediction: {} where there is none.
-        meteor: (references, hypothesis) -> score; METEOR 1.5 of `evaluation.meteor` by default. Asked only where a
-            prediction could count.
+        meteor: (references, hypothesis) -> score; `meteor_score` by default. Asked only where a prediction could
+            count.
         plus_one: a box covers one pixel more along each side, as in the Lua original, which measured on pictures
             scaled to a longer side of 720; without it, as PixelLLM's evaluator.
         strays_take_last: a prediction that touches no region takes the last of the merged ones, as in the Lua original,
@@ -99,10 +100,11 @@ def row(
     touching = np.flatnonzero((iou > 0) | (strays_take_last and len(truth) > 0))
     taken[touching[np.unique(best[touching], return_index=True)[1]]] = True
     said = np.zeros(len(found))
-    scorer = meteor or _default_meteor()
     for i in np.flatnonzero(taken & (iou >= IOUS[0])):
         wanted, caption = references[best[i]], captions[order[i]]
-        said[i] = scorer([_EMPTY], _EMPTY) if "" in wanted else scorer(wanted, caption)
+        if "" in wanted:
+            wanted, caption = [_EMPTY], _EMPTY
+        said[i] = (meteor or meteor_score)(wanted, caption)
     return {
         "score": scores[order],
         "iou": iou,
@@ -156,7 +158,16 @@ def _check_count(what: str, values: Any, count: int) -> None:
         raise ValueError(f"number of {what} is {len(values)}, expected {count}, one per box. Give one for each box.")
 
 
-def _default_meteor() -> Meteor:
+def meteor_score(references: list[str], hypothesis: str) -> float:
+    """METEOR 1.5 of a text against the reference that suits it best, in [0, 1]; the last 131,072 answers are kept.
+
+    Phrases of regions come again and again: the score is kept here, not only the counts it is made from.
+    """
+    return _meteor_score(tuple(references), hypothesis)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _meteor_score(references: tuple[str, ...], hypothesis: str) -> float:
     from pixel_align.evaluation import meteor
 
-    return lambda references, hypothesis: meteor.score(meteor.statistics(references, hypothesis))
+    return meteor.score(meteor.statistics(references, hypothesis))
