@@ -8,6 +8,7 @@ import numpy as np
 
 Rle = Mapping[str, Any]  # {"size": [height, width], "counts": bytes or str}
 
+_WHOLE = (int, np.integer)
 _MOST_PIXELS = 2**28  # a picture of 16,384 x 16,384; more is a broken file
 
 
@@ -37,10 +38,10 @@ def as_rle(mask: Any, what: str, size: tuple[int, int] | None = None) -> Rle:
     Raises:
         ValueError: none of these.
     """
-    if isinstance(mask, Mapping):
+    if type(mask) is dict or isinstance(mask, Mapping):
         counts, shape = mask.get("counts"), mask.get("size", ())
         _check_size(shape, what)
-        if isinstance(counts, bytes | str):
+        if isinstance(counts, (bytes, str)):
             return mask
         return _from_list(counts, shape, what)
     if isinstance(mask, np.ndarray):
@@ -91,7 +92,7 @@ def overlap(a: Rle, b: Rle, what: str) -> tuple[int, int, int]:
     """
     # pycocotools merges masks of different sizes to an empty one, without a word.
     height, width = a["size"]
-    if [height, width] != [*b["size"]]:
+    if (height, width) != tuple(b["size"]):
         raise ValueError(
             f"size of predicted {what} is {[*b['size']]}, expected {[height, width]} (height, width), the target's. "
             "Resize it to the original picture."
@@ -168,10 +169,10 @@ def _from_polygons(polygons: Sequence[Any], what: str, size: tuple[int, int] | N
 
 
 def _check_size(size: Any, what: str) -> None:
-    if not (
-        isinstance(size, Sequence | np.ndarray)
-        and len(size) == 2
-        and all(isinstance(side, int | np.integer) and side > 0 for side in size)
-        and size[0] * size[1] <= _MOST_PIXELS
-    ):
+    try:
+        height, width = size
+        known = isinstance(height, _WHOLE) and isinstance(width, _WHOLE) and height > 0 and width > 0
+    except (TypeError, ValueError):
+        known = False
+    if not known or height * width > _MOST_PIXELS:
         raise ValueError(f"size of {what} is {size!r}, expected [height, width] in pixels. Encode the mask again.")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixel_align.evaluation import detection, grounded_conversation
+from pixel_align.evaluation import captioning, detection, grounded_conversation
 
 
 def block(x0: int, x1: int) -> np.ndarray:
@@ -105,6 +105,22 @@ def test_a_mask_without_a_phrase_drops_the_picture_as_published() -> None:
     found = {"masks": [block(0, 10), block(20, 29)], "similarity": [[0.9], [0.9]]}
     row = grounded_conversation.row(target, found)
     assert row["recalled"][0] == 0 and row["recalled_optimal"][0] == 1
+
+
+def test_texts_are_scored_as_captions() -> None:
+    """With CIDEr only: METEOR needs another package's tables."""
+    texts = ["a red cat on the mat", "two men near a car", "the sky is blue today"]
+    said = ["a red cat on a mat", "two men in a car", ""]
+    rows, captions = [], []
+    for seed, (true, own) in enumerate(zip(texts, said, strict=True), 1):
+        target, prediction = picture(seed)
+        pair = {**target, "captions": [true]}, {**prediction, "text": own}
+        rows.append(grounded_conversation.row(*pair, metrics=("CIDEr",)))
+        captions.append(captioning.row({"captions": [true]}, {"text": own}, metrics=("CIDEr",)))
+    without = grounded_conversation.row(*picture(4))
+    figures = grounded_conversation.summary([*rows, without])
+    assert figures["CIDEr"] == captioning.summary(captions)["CIDEr"] > 0
+    assert "METEOR" not in figures and "CIDEr" not in grounded_conversation.summary([without])
 
 
 def test_order_and_copies() -> None:
