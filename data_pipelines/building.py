@@ -1,4 +1,8 @@
-"""Narratives and pictures -> a TFDS set, one record per picture, built in parts that survive a kill."""
+"""Annotations and pictures -> a TFDS set, one record per picture, built in parts that survive a kill.
+
+What the annotations are, and what a record holds, is said by a kind of `PictureSet`: narratives (`narrative_set`),
+regions (`regions`). An annotation is one line: it names its picture, and lines of one picture may stand anywhere.
+"""
 
 import contextlib
 import dataclasses
@@ -8,71 +12,44 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import rich.progress
 import tensorflow_datasets as tfds
 
-from data_pipelines import DataError, alignment, coco, parts, pictures
-from data_pipelines.alignment import NUM_POINTS
-from data_pipelines.narratives import (
-    BadRecord,
-    Narrative,
-    Skipped,
-    annotation_files,
-    is_gzipped,
-    parse_narrative,
-    read,
-    read_lines,
-)
+from data_pipelines import DataError, coco, parts, pictures
+from data_pipelines.narratives import BadRecord, Skipped, annotation_files, is_gzipped, read_lines
 from pixel_align.evaluation import seen
 from pixel_align.image import MAX_PIXELS, ImageError
 
-NAME = "localized_narratives_coco"  # the set on COCO's pictures: what --name is unless given
+Lines = Callable[[], Iterator[tuple[str, bytes]]]
 
 
-def _features() -> tfds.features.FeaturesDict:
-    tensor, text = tfds.features.Tensor, tfds.features.Text
-    # A tuple of W, U or K things; frames are [0, 1] of the picture, boxes xyxy.
-    several = tfds.features.Sequence
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-            "image_id": text(),
-            "dataset_id": text(),
-            "narratives": several(
-                {
-                    "caption": text(),
-                    "narrative_id": text(),  # <image_id>#<k>
-                    "annotator": np.int64,
-                    "word_spans": several(tensor(shape=(2,), dtype=np.int32)),  # [start, end) in characters
-                    "word_utterance": several(np.int32),  # which utterance spoke the word, -1 = none
-                    "utterance_points": several(tensor(shape=(NUM_POINTS, 2), dtype=np.float32)),  # xy, uniform in time
-                    "utterance_centers": several(tensor(shape=(2,), dtype=np.float32)),  # average over time
-                    "utterance_boxes": several(tensor(shape=(4,), dtype=np.float32)),
-                    "utterance_valid": several(np.bool_),  # False: no trace in its span, its rows mean nothing
-                }
-            ),
-            "objects": several({"box": tensor(shape=(4,), dtype=np.float32), "name": text()}),
-        }
-    )
+class Annotation(Protocol):
+    """What one line holds."""
+
+    @property
+    def image_id(self) -> str: ...
+    @property
+    def dataset_id(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What one split is built from."""
 
-    annotations: tuple[str, ...]  # files or globs
+    annotations: tuple[str, ...]  # files or globs; a build from other content is another build
     images: tuple[str, ...]  # folders
     instances: str | None = None  # COCO instances json, for named objects
-    max_skipped: str = "1%"  # narratives that may be left out: a share of all, or a number
+    max_skipped: str = "1%"  # annotations that may be left out: a share of all, or a number
     max_pixels: int = MAX_PIXELS
     max_side: int = pictures.MAX_SIDE
     threads: int = 2  # reading pictures
+    lines: Lines | None = None  # the annotations as (where, line), where one file alone does not say them
+    settings: str = ""  # of `lines`: others, another build
 
     def __post_init__(self) -> None:
         # What is stored must be small enough to be read again with the usual limit.
@@ -83,8 +60,8 @@ class Inputs:
             if value < 1:
                 raise DataError(f"{option} is {value}, expected at least 1. Correct it.")
 
-    def limit(self, narratives: int) -> int:
-        """How many of so many narratives may be left out. Raises DataError if the setting makes no sense."""
+    def limit(self, annotations: int) -> int:
+        """How many of so many annotations may be left out. Raises DataError if the setting makes no sense."""
         share = self.max_skipped.removesuffix("%")
         try:
             value = float(share) if share != self.max_skipped else int(share)
@@ -94,11 +71,21 @@ class Inputs:
             raise DataError(
                 f"--max-skipped is {self.max_skipped!r}, expected a number or a share such as 1%. Correct it."
             )
-        return int(-(-narratives * value // 100)) if share != self.max_skipped else int(value)
+        return int(-(-annotations * value // 100)) if share != self.max_skipped else int(value)
 
 
-class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
-    """One record per picture: the picture, its narratives, its named objects where a COCO instances file is given.
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture as it will rest in a record."""
+
+    image_id: str
+    path: Path  # where it was read
+    jpeg: bytes
+    size: tuple[int, int]  # (height, width) of the JPEG, in pixels
+
+
+class PictureSet(tfds.core.GeneratorBasedBuilder):
+    """One record per picture, from annotations of one kind; kinds say how they are read and what a record holds.
 
     Args:
       inputs: what each split is built from; a set that is only read needs none.
@@ -109,26 +96,70 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: Mapping[str, str] = {"1.0.0": "Initial release."}
-    DESCRIPTION = "Pictures with spoken captions; each word has the place the mouse was at while it was said."
-    HOMEPAGE = "https://google.github.io/localized-narratives"
+    DESCRIPTION = ""
+    HOMEPAGE = ""
     COLLECTION: str | None = None  # where the pictures are from; None: the dataset_id of each record tells
+    UNIT = "annotations"  # what the lines are
+    COUNTS: tuple[str, ...] = ()  # what `count` counts, in the order of the report
 
     def __init__(self, *, inputs: Mapping[str, Inputs] | None = None, **kwargs: Any) -> None:
         self._inputs = dict(inputs or {})
         super().__init__(**kwargs)
 
+    @staticmethod
+    def features() -> tfds.features.FeaturesDict:
+        """What a record holds."""
+        raise NotImplementedError
+
+    @staticmethod
+    def parse(line: bytes) -> Any:
+        """A line -> the Annotation it holds. Raises BadRecord, and nothing else."""
+        raise NotImplementedError
+
+    def record(
+        self, picture: Picture, found: Sequence[Any], materials: "Materials", skipped: Skipped, mended: Counter[str]
+    ) -> dict[str, Any] | None:
+        """The record of a picture with its annotations, None where none of them is left.
+
+        Those that are left out go to `skipped`; what was put right is counted in `mended`.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def count(record: Mapping[str, Any]) -> Mapping[str, int]:
+        """What a record adds to the report."""
+        raise NotImplementedError
+
+    @staticmethod
+    def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The annotation files as lines that `parse` reads; kinds whose files are no jsonl replace this."""
+        return read_lines(patterns)
+
+    @staticmethod
+    def files(annotation: Any) -> tuple[str, ...]:
+        """The names under which its picture is looked for, in this order."""
+        return (annotation.image_id,)
+
+    @classmethod
+    def image_name(cls, annotation: Any) -> str:
+        """The canonical name of its picture, by which other sets know it too: see `pixel_align.evaluation.seen`."""
+        return seen.canonical(cls.COLLECTION or seen.collection_of(annotation.dataset_id), annotation.image_id)
+
+    @staticmethod
+    def check(mended: Mapping[str, int], counts: Mapping[str, int]) -> None:
+        """Raises DataError where so much had to be mended that the annotations must mean something else."""
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.DESCRIPTION,
-            features=_features(),
+            features=self.features(),
             homepage=self.HOMEPAGE,
         )
 
-    @staticmethod
-    def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """The annotation files as lines that `parse_narrative` reads; sets of other publishers replace this."""
-        return read_lines(patterns)
+    def lines(self, inputs: Inputs) -> Iterator[tuple[str, bytes]]:
+        """(where, line) of all annotations."""
+        return inputs.lines() if inputs.lines else self.read_lines(inputs.annotations)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, Any]]]:
         del dl_manager  # nothing is downloaded: the pictures have licences of their own
@@ -138,31 +169,36 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
             )
         return {split: self._generate_split(inputs) for split, inputs in self._inputs.items()}
 
-    @classmethod
-    def image_name(cls, image_id: str, dataset_id: str) -> str:
-        """The canonical name of a picture, by which other sets know it too: see `pixel_align.evaluation.seen`."""
-        return seen.canonical(cls.COLLECTION or seen.collection_of(dataset_id), image_id)
-
     def _generate_split(self, inputs: Inputs) -> Iterator[tuple[str, Any]]:
-        skipped = Skipped()
-        groups: dict[str, list[Narrative]] = {}
-        for _, narrative in read(inputs.annotations, skipped, self.read_lines):
-            groups.setdefault(narrative.image_id, []).append(narrative)
+        skipped, mended = Skipped(), Counter[str]()
+        groups: dict[str, list[Any]] = {}
+        for where, line in self.lines(inputs):
+            try:
+                annotation = self.parse(line)
+            except BadRecord as error:
+                skipped.add("bad record", where, str(error))
+            else:
+                groups.setdefault(annotation.image_id, []).append(annotation)
         total = sum(map(len, groups.values())) + skipped.total
-        yield from self._generate_examples(groups, inputs, Materials.open(inputs), skipped)
-        _check_skipped(skipped, total, inputs)
+        yield from self._generate_examples(groups, inputs, Materials.open(inputs), skipped, mended)
+        _check_skipped(skipped, total, inputs, self.UNIT)
 
     def _generate_examples(
-        self, groups: Mapping[str, Sequence[Narrative]], inputs: Inputs, materials: "Materials", skipped: Skipped
+        self,
+        groups: Mapping[str, Sequence[Any]],
+        inputs: Inputs,
+        materials: "Materials",
+        skipped: Skipped,
+        mended: Counter[str],
     ) -> Iterator[tuple[str, Any]]:
-        """(image id, record) for each picture with its narratives, in order of ids; failures go to `skipped`."""
+        """(image id, record) for each picture with its annotations, in order of ids; failures go to `skipped`."""
 
-        def picture(image_id: str) -> tuple[bytes, tuple[int, int]] | ImageError | None:
-            path = materials.pictures.find(image_id)
+        def picture(image_id: str) -> Picture | ImageError | None:
+            path = materials.find(self.files(groups[image_id][0]))
             if path is None:
                 return None
             try:
-                return pictures.upright_jpeg(path, inputs.max_pixels, inputs.max_side)
+                return Picture(image_id, path, *pictures.upright_jpeg(path, inputs.max_pixels, inputs.max_side))
             except ImageError as error:
                 return error
 
@@ -170,14 +206,15 @@ class LocalizedNarratives(tfds.core.GeneratorBasedBuilder):
             # A few dozen pictures at a time: decoding overlaps with encoding records, and memory stays small.
             for ids in _batched(sorted(groups), 32):
                 for image_id, found in zip(ids, pool.map(picture, ids), strict=True):
-                    narratives = groups[image_id]
+                    annotations = groups[image_id]
                     if found is None:
-                        skipped.add("missing picture", image_id, "no file of this id in --images", len(narratives))
+                        skipped.add("missing picture", image_id, "no file of this id in --images", len(annotations))
                     elif isinstance(found, ImageError):
-                        skipped.add("bad picture", image_id, str(found), len(narratives))
+                        skipped.add("bad picture", image_id, str(found), len(annotations))
                     else:
-                        content, size = found
-                        yield image_id, picture_record(image_id, content, narratives, materials.objects(image_id, size))
+                        record = self.record(found, annotations, materials, skipped, mended)
+                        if record is not None:
+                            yield image_id, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +231,13 @@ class Materials:
             instances=coco.Instances(inputs.instances) if inputs.instances else None,
         )
 
-    def state(self, image_id: str) -> list[Any] | None:
+    def find(self, names: Sequence[str]) -> Path | None:
+        """The file of a picture under the first of several names that has one."""
+        return next((path for path in map(self.pictures.find, names) if path is not None), None)
+
+    def state(self, names: Sequence[str]) -> list[Any] | None:
         """What the file of a picture is now, in JSON terms; another state, another try. None: there is no file."""
-        path = self.pictures.find(image_id)
+        path = self.find(names)
         if path is None:
             return None
         stat = path.stat()
@@ -206,46 +247,16 @@ class Materials:
         return self.instances.find(image_id, size) if self.instances else coco.NO_OBJECTS
 
 
-def builder_class(name: str, kind: type[LocalizedNarratives] = LocalizedNarratives) -> type[LocalizedNarratives]:
+def builder_class(name: str, kind: type[PictureSet]) -> type[PictureSet]:
     """The builder for a set of another name: TFDS takes the name from the class."""
-    _check_name("--name", name)
+    _check_name("--name", name, r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores")
     return type("Named", (kind,), {"name": name}, skip_registration=True)
 
 
-def _check_name(option: str, name: str) -> None:
+def _check_name(option: str, name: str, pattern: str, expected: str) -> None:
     """Names become parts of file names, which TFDS reads apart again. Raises DataError."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise DataError(
-            f"{option} is {name!r}, expected lower-case letters, digits and underscores. Choose another name."
-        )
-
-
-def picture_record(
-    image_id: str, jpeg: bytes, narratives: Sequence[Narrative], objects: coco.Objects
-) -> dict[str, Any]:
-    """One record of the set, as `_features` says."""
-    return {
-        "image": jpeg,
-        "image_id": image_id,
-        "dataset_id": narratives[0].dataset_id,
-        "narratives": [_narrative_record(f"{image_id}#{k}", narrative) for k, narrative in enumerate(narratives)],
-        "objects": [{"box": box, "name": name} for box, name in zip(objects.boxes, objects.names, strict=True)],
-    }
-
-
-def _narrative_record(narrative_id: str, narrative: Narrative) -> dict[str, Any]:
-    places = alignment.utterance_places(narrative.utterances, narrative.traces)
-    return {
-        "caption": narrative.caption,
-        "narrative_id": narrative_id,
-        "annotator": narrative.annotator_id,
-        "word_spans": alignment.word_spans(narrative.caption),
-        "word_utterance": alignment.by_text(narrative.caption, narrative.utterances),
-        "utterance_points": places.points,
-        "utterance_centers": places.centers,
-        "utterance_boxes": places.boxes,
-        "utterance_valid": places.valid,
-    }
+    if not re.fullmatch(pattern, name):
+        raise DataError(f"{option} is {name!r}, expected {expected}. Choose another name.")
 
 
 def _batched(items: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
@@ -253,7 +264,7 @@ def _batched(items: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
         yield tuple(items[start : start + size])
 
 
-_BUCKETS = 256  # what narratives are first dealt into, by a hash of the image id; parts are made of whole buckets
+_BUCKETS = 256  # what annotations are first dealt into, by a hash of the image id; parts are made of whole buckets
 _OPEN = 128  # files that hold the buckets, all open at once: systems allow some hundred
 _MOST_SHARDS = 10_000  # each part reads one of those files
 _LARGE = 10_000  # pictures; above, at least 64 shards
@@ -274,30 +285,30 @@ def build(
     split: str,
     inputs: Inputs,
     *,
-    name: str = NAME,
+    name: str,
+    kind: type[PictureSet],
     shards: int | None = None,
     overwrite: bool = False,
-    kind: type[LocalizedNarratives] = LocalizedNarratives,
 ) -> Built:
     """Builds one split of a set in atomic parts; run again after a kill, it goes on where it was.
 
     Args:
       out: data folder; the set lies in <out>/<name>/<version>.
       split: train, validation, ...; splits of one set are built one after the other.
+      kind: what the annotations are.
       shards: number of files, else chosen by the number of pictures; at least 64 above 10,000 pictures.
       overwrite: build again what is there, also an unfinished build from other inputs. The old split stays until the
         new one is whole.
-      kind: whose annotations these are.
 
     A split that is there already, from the same inputs, is left as it is. Beside the shards lie
     `build_report-<split>.json` and `image_ids-<split>.json`, the canonical name of each picture.
 
     Raises:
-      DataError: inputs that do not exist or fit, more than `inputs.max_skipped` narratives to leave out, a split in the
-        way.
+      DataError: inputs that do not exist or fit, more than `inputs.max_skipped` annotations to leave out, a split in
+        the way.
     """
     builder = builder_class(name, kind)(data_dir=out)
-    _check_name("--split", split)
+    _check_name("--split", split, r"[a-z][A-Za-z0-9_]*", "letters, digits and underscores, a small letter first")
     if shards is not None and not 1 <= shards <= _MOST_SHARDS:
         least = "at least 1" if shards < 1 else f"at most {_MOST_SHARDS}"
         raise DataError(f"--shards is {shards}, expected {least}. Give a number of files.")
@@ -317,20 +328,21 @@ def build(
         index = _index(builder, work, inputs, shards, stamp, materials)
         reports = _build_parts(builder, work, index, inputs, materials)
         skipped = _skipped([index, *reports])
-        _check_skipped(skipped, index["narratives"] + index["skipped"]["total"], inputs)
+        _check_skipped(skipped, index["annotations"] + index["skipped"]["total"], inputs, kind.UNIT)
+        mended = sum((Counter(part["mended"]) for part in reports), Counter[str]())
+        counts = {key: sum(part[key] for part in reports) for key in kind.COUNTS}
+        kind.check(mended, counts)
         report = {
             "name": builder.name,
             "version": str(builder.version),
             "split": split,
             "stamp": stamp,
             "pictures": sum(part["examples"] for part in reports),
-            "narratives": sum(part["narratives"] for part in reports),
-            "words": sum(part["words"] for part in reports),
-            "words_located": sum(part["located"] for part in reports),
-            "objects": sum(part["objects"] for part in reports),
+            **counts,
             "shards": sum(part["examples"] > 0 for part in reports),
             "bytes": sum(part["bytes"] for part in reports),
             "skipped": _skipped_record(skipped),
+            "mended": dict(sorted(mended.items())),
         }
         if not report["pictures"]:
             raise DataError(f"split {split!r} has no pictures left, expected some. Check --annotations and --images.")
@@ -349,11 +361,11 @@ def build(
 
 
 def _index(
-    builder: LocalizedNarratives, work: Path, inputs: Inputs, shards: int | None, stamp: Any, materials: Materials
+    builder: PictureSet, work: Path, inputs: Inputs, shards: int | None, stamp: Any, materials: Materials
 ) -> dict[str, Any]:
     """First pass: validates every line and deals the good ones into buckets. Done at once or not at all.
 
-    Raises DataError, before any picture is read, if too many narratives are bad or lack their picture. Those that lack
+    Raises DataError, before any picture is read, if too many annotations are bad or lack their picture. Those that lack
     it are dealt as well: by the second pass it may be there.
     """
     done = work / "index.json"
@@ -362,34 +374,56 @@ def _index(
     shutil.rmtree(work, ignore_errors=True)  # an unfinished first pass
     buckets = shards or _BUCKETS
     (work / "buckets").mkdir(parents=True)
+    try:
+        counts, images, bad = _deal(builder, work, inputs, buckets, materials)
+    except DataError:
+        shutil.rmtree(work)
+        raise
+    per_part = buckets // (shards or _number_of_shards(sum(images)))
+    index = {
+        "stamp": stamp,
+        "annotations": sum(counts),
+        "images": [sum(images[i : i + per_part]) for i in range(0, buckets, per_part)],
+        "buckets_per_part": per_part,
+        "skipped": bad,
+    }
+    parts.write_json(done, index)
+    return index
+
+
+def _deal(
+    builder: PictureSet, work: Path, inputs: Inputs, buckets: int, materials: Materials
+) -> tuple[list[int], list[int], dict[str, Any]]:
+    """Good lines into buckets. Returns annotations and pictures in each, and what was left out."""
     skipped, missing = Skipped(), Skipped()
     counts = [0] * buckets
-    seen: list[set[str]] = [set() for _ in range(buckets)]
+    images: list[set[str]] = [set() for _ in range(buckets)]
     found: dict[str, bool] = {}
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_bucket_file(work, i).open("wb")) for i in range(min(buckets, _OPEN))]
         # In bytes of the files, so that the time left is known; of gzipped ones the length is not.
         paths = annotation_files(inputs.annotations)
-        known = builder.read_lines is LocalizedNarratives.read_lines and not any(is_gzipped(path) for path in paths)
+        plain = not inputs.lines and builder.read_lines is PictureSet.read_lines
+        known = plain and not any(is_gzipped(path) for path in paths)
         length = sum(path.stat().st_size for path in paths) if known else None
         bar = stack.enter_context(parts.progress(rich.progress.DownloadColumn()))
         task = bar.add_task("reading", total=length)
-        for where, line in builder.read_lines(inputs.annotations):
+        for where, line in builder.lines(inputs):
             bar.advance(task, len(line))
             try:
-                narrative = parse_narrative(line)
+                annotation = builder.parse(line)
             except BadRecord as error:
                 skipped.add("bad record", where, str(error))
                 continue
-            image_id = narrative.image_id
+            image_id = annotation.image_id
             if image_id not in found:
-                found[image_id] = materials.pictures.find(image_id) is not None
+                found[image_id] = materials.find(builder.files(annotation)) is not None
             if not found[image_id]:
                 missing.add("missing picture", f"{where} (image {image_id})", "no file of this id in --images")
             bucket = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) % buckets
             files[bucket % _OPEN].write(b"%d\t%s\n" % (bucket, line.strip()))
             counts[bucket] += 1
-            seen[bucket].add(image_id)
+            images[bucket].add(image_id)
     if missing.total and missing.total == sum(counts):
         folders = ", ".join(inputs.images)
         raise DataError(
@@ -399,19 +433,8 @@ def _index(
     bad = _skipped_record(skipped)
     total = sum(counts) + skipped.total
     skipped.merge(missing)
-    _check_skipped(skipped, total, inputs)
-    images = [len(ids) for ids in seen]
-    number = shards or _number_of_shards(sum(images))
-    per_part = buckets // number
-    index = {
-        "stamp": stamp,
-        "narratives": sum(counts),
-        "images": [sum(images[i : i + per_part]) for i in range(0, buckets, per_part)],
-        "buckets_per_part": per_part,
-        "skipped": bad,
-    }
-    parts.write_json(done, index)
-    return index
+    _check_skipped(skipped, total, inputs, builder.UNIT)
+    return counts, [len(ids) for ids in images], bad
 
 
 def _number_of_shards(images: int) -> int:
@@ -423,52 +446,52 @@ def _number_of_shards(images: int) -> int:
 
 
 def _build_parts(
-    builder: LocalizedNarratives, work: Path, index: dict[str, Any], inputs: Inputs, materials: Materials
+    builder: PictureSet, work: Path, index: dict[str, Any], inputs: Inputs, materials: Materials
 ) -> list[parts.Report]:
     if not (work / "forgotten").exists():  # else the parts are becoming shards
         parts.drop(
             work / "parts",
-            # Parts of a build that was begun before names were kept are made again.
+            # Parts of a build that was begun before names and mended things were kept are made again.
             lambda report: (
-                "image_names" not in report or any(materials.state(key) != old for key, old in report["lost"].items())
+                not {"image_names", "mended"} <= report.keys()
+                or any(materials.state(files) != old for files, old in report["lost"].values())
             ),
         )
     all_skipped = _skipped([index, *parts.existing_reports(work / "parts")])
-    total = index["narratives"] + index["skipped"]["total"]
+    total = index["annotations"] + index["skipped"]["total"]
 
     def write(part: int, path: Path) -> parts.Report:
-        groups: dict[str, list[Narrative]] = {}
+        groups: dict[str, list[Any]] = {}
         for bucket in range(part * index["buckets_per_part"], (part + 1) * index["buckets_per_part"]):
             prefix = b"%d\t" % bucket
             with _bucket_file(work, bucket).open("rb") as file:
                 for line in file:
                     if line.startswith(prefix):
-                        narrative = parse_narrative(line[len(prefix) :])
-                        groups.setdefault(narrative.image_id, []).append(narrative)
-        skipped, totals, names = Skipped(), Counter[str](), dict[str, str]()
-        states = {image_id: materials.state(image_id) for image_id in groups}
+                        annotation = builder.parse(line[len(prefix) :])
+                        groups.setdefault(annotation.image_id, []).append(annotation)
+        skipped, mended, totals, names = Skipped(), Counter[str](), Counter[str](), dict[str, str]()
+        files = {image_id: builder.files(found[0]) for image_id, found in groups.items()}
+        states = {image_id: materials.state(files[image_id]) for image_id in groups}
 
         def records() -> Iterator[dict[str, Any]]:
-            for image_id, record in builder._generate_examples(groups, inputs, materials, skipped):
-                names[image_id] = builder.image_name(image_id, record["dataset_id"])
-                totals["objects"] += len(record["objects"])
-                for narrative in record["narratives"]:
-                    utterance = narrative["word_utterance"]
-                    totals["narratives"] += 1
-                    totals["words"] += len(utterance)
-                    totals["located"] += int(narrative["utterance_valid"][utterance[utterance >= 0]].sum())
+            for image_id, record in builder._generate_examples(groups, inputs, materials, skipped, mended):
+                names[image_id] = builder.image_name(groups[image_id][0])
+                totals.update(builder.count(record))
                 yield record
 
         count, size = parts.write_records(path, builder.info.features, records())
         # Before the part counts as done: pictures that were mended are read again by the next run.
         all_skipped.merge(skipped)
-        _check_skipped(all_skipped, total, inputs)
+        _check_skipped(all_skipped, total, inputs, builder.UNIT)
         return {
             "examples": count,
             "bytes": size,
-            **{key: totals[key] for key in ("narratives", "words", "located", "objects")},
+            **{key: totals[key] for key in builder.COUNTS},
             "skipped": _skipped_record(skipped),
-            "lost": {image_id: states[image_id] for image_id in sorted(groups.keys() - names.keys())},
+            "mended": dict(mended),
+            "lost": {
+                image_id: [files[image_id], states[image_id]] for image_id in sorted(groups.keys() - names.keys())
+            },
             "image_names": names,
         }
 
@@ -490,12 +513,12 @@ def _skipped(records: Iterable[Mapping[str, Any]]) -> Skipped:
     return result
 
 
-def _check_skipped(skipped: Skipped, total: int, inputs: Inputs) -> None:
+def _check_skipped(skipped: Skipped, total: int, inputs: Inputs, unit: str) -> None:
     limit = inputs.limit(total)
     if skipped.total > limit:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
         raise DataError(
-            f"number of narratives to leave out is {skipped.total} of {total} ({counts}), expected at most {limit} "
+            f"number of {unit} to leave out is {skipped.total} of {total} ({counts}), expected at most {limit} "
             f"(--max-skipped {inputs.max_skipped}). Mend the files or raise --max-skipped. First: {skipped.named[0]}"
         )
 
@@ -518,6 +541,7 @@ def _stamp(inputs: Inputs, shards: int | None) -> dict[str, Any]:
         "max_pixels": inputs.max_pixels,
         "max_side": inputs.max_side,
         "shards": shards,
+        **({"settings": inputs.settings} if inputs.settings else {}),
     }
 
 
@@ -528,7 +552,7 @@ def _check_stamp(path: Path, stamp: Any, what: str) -> None:
         )
 
 
-def _forget(builder: LocalizedNarratives, folder: Path, split: str, report_file: Path) -> None:
+def _forget(builder: PictureSet, folder: Path, split: str, report_file: Path) -> None:
     """Takes a split out of a set: first out of its metadata, then its files."""
     splits = parts.existing_splits(folder)
     if splits.pop(split, None) is None:

@@ -18,8 +18,9 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines import sources
-from data_pipelines.building import NAME, Built, Inputs, LocalizedNarratives, build
+from data_pipelines import building, options, sources
+from data_pipelines.building import Built, Inputs
+from data_pipelines.narrative_set import NAME, LocalizedNarratives
 from pixel_align.evaluation import traces as trace_metrics
 
 # What a user may say to ask for a narrative; evaluation always asks with the first.
@@ -43,69 +44,41 @@ def add_arguments(
 ) -> None:
     """The options of `python -m data_pipelines build localized_narratives`, and of sets that are built alike."""
     parser.add_argument("--annotations", nargs="+", required=True, metavar="FILE", help=files)
-    parser.add_argument(
-        "--images", nargs="+", required=True, metavar="DIR", help="folders with the pictures, named by image id"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="data folder; the set goes to DIR/NAME/VERSION")
     parser.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
     parser.add_argument("--name", default=name, help="name of the set (default: %(default)s)")
     parser.add_argument(
         "--instances", metavar="FILE", help="COCO instances json: stores the named objects of each picture"
     )
-    parser.add_argument(
-        "--max-skipped",
-        default=Inputs.max_skipped,
-        metavar="N|N%",
-        help="narratives that may be left out, bad or without picture (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-pixels", type=int, default=Inputs.max_pixels, help="larger pictures are refused (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-side", type=int, default=Inputs.max_side, help="larger pictures are reduced (default: %(default)s)"
-    )
-    parser.add_argument("--shards", type=int, help="number of files (default: by the number of pictures)")
-    parser.add_argument(
-        "--threads", type=int, default=min(8, os.cpu_count() or 1), help="for reading pictures (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="build again what is there")
+    options.add_arguments(parser, LocalizedNarratives.UNIT)
 
 
 def main(args: argparse.Namespace, kind: type[LocalizedNarratives] = LocalizedNarratives) -> None:
     """Builds as the options say and prints what came of it."""
-    inputs = Inputs(
-        annotations=tuple(args.annotations),
-        images=tuple(args.images),
-        instances=args.instances,
-        max_skipped=args.max_skipped,
-        max_pixels=args.max_pixels,
-        max_side=args.max_side,
-        threads=args.threads,
-    )
+    inputs = Inputs(tuple(args.annotations), instances=args.instances, **options.settings(args))
     built = build(args.out, args.split, inputs, name=args.name, shards=args.shards, overwrite=args.overwrite, kind=kind)
     print(describe(built))
+
+
+def build(
+    out: str | os.PathLike[str],
+    split: str,
+    inputs: Inputs,
+    *,
+    name: str = NAME,
+    shards: int | None = None,
+    overwrite: bool = False,
+    kind: type[LocalizedNarratives] = LocalizedNarratives,
+) -> Built:
+    """`building.build` of narratives."""
+    return building.build(out, split, inputs, name=name, kind=kind, shards=shards, overwrite=overwrite)
 
 
 def describe(built: Built) -> str:
     """The report of a build as a small table."""
     report = built.report
-    located = report["words_located"] / max(report["words"], 1)
-    already = [] if built.fresh else ["already built from these inputs; --overwrite builds again"]
-    lines = [
-        *already,
-        f"{report['name']} {report['version']}, split {report['split']}: {built.folder}",
-        f"  pictures    {report['pictures']:>12,}   in {report['shards']} shards, {report['bytes'] / 1e6:,.1f} MB",
-        f"  narratives  {report['narratives']:>12,}",
-        f"  words       {report['words']:>12,}   {located:.1%} with a place",
-        f"  objects     {report['objects']:>12,}",
-        f"  left out    {report['skipped']['total']:>12,}   narratives",
-    ]
-    lines += [f"    {reason}: {count:,}" for reason, count in report["skipped"]["counts"].items()]
-    named = report["skipped"]["named"]
-    lines += [f"      {name}" for name in named[:10]]
-    if len(named) > 10:
-        lines.append(f"      ... more in {built.folder}/build_report-{report['split']}.json")
-    return "\n".join(lines)
+    located = f"{report['words_located'] / max(report['words'], 1):.1%} with a place"
+    counts = {"narratives": "", "words": located, "objects": ""}
+    return options.describe(built, "narratives", {key: (report[key], more) for key, more in counts.items()})
 
 
 # The Tasks

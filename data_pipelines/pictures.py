@@ -86,6 +86,13 @@ def upright_jpeg(path: str | os.PathLike[str], max_pixels: int, max_side: int) -
     return encode_jpeg(pixels, max_side)
 
 
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) in pixels of a picture file that is known to be whole, as it stands upright; reads its header."""
+    with PIL.Image.open(path) as image:
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def encode_jpeg(pixels: np.ndarray, max_side: int = MAX_SIDE) -> tuple[bytes, tuple[int, int]]:
     """uint8[H, W, 3] -> (JPEG bytes, (height, width)), the longest side reduced to at most `max_side` pixels."""
     image = PIL.Image.fromarray(pixels)

@@ -384,7 +384,9 @@ def test_the_proportional_rule_in_the_graph_is_the_one_of_the_alignment() -> Non
 
 def test_one_go_and_parts_make_the_same_set(world: tuple[Path, Path], tmp_path: Path) -> None:
     ln.build(tmp_path / "parts", "train", inputs_of(world), shards=3)
-    builder = building.builder_class(ln.NAME)(inputs={"train": inputs_of(world)}, data_dir=tmp_path / "whole")
+    builder = building.builder_class(ln.NAME, ln.LocalizedNarratives)(
+        inputs={"train": inputs_of(world)}, data_dir=tmp_path / "whole"
+    )
     builder.download_and_prepare()
     shards = list((tmp_path / "parts").glob("*/*/*.tfrecord-*"))
     assert 1 <= len(shards) <= 2 and all(shard.stat().st_size for shard in shards)  # two pictures: no empty shard
@@ -520,7 +522,7 @@ def test_parts_of_a_build_from_before_names_were_kept_are_made_again(
 def test_a_forgotten_split_leaves_no_file(world: tuple[Path, Path], tmp_path: Path) -> None:
     built = ln.build(tmp_path / "out", "train", inputs_of(world))
     building._forget(
-        building.builder_class(ln.NAME)(data_dir=tmp_path / "out"),
+        building.builder_class(ln.NAME, ln.LocalizedNarratives)(data_dir=tmp_path / "out"),
         built.folder,
         "train",
         built.folder / "build_report-train.json",
@@ -737,7 +739,7 @@ def test_build_and_list_from_the_command_line(
         ({"--max-pixels": "-1"}, "--max-pixels is -1, expected at least 1."),
         ({"--out": "/dev/null/out"}, "'/dev/null/out/localized_narratives_coco' is of no use (Not a directory)"),
         ({"--name": "LN"}, "--name is 'LN', expected lower-case letters"),
-        ({"--split": "a/b"}, "--split is 'a/b', expected lower-case letters"),
+        ({"--split": "a/b"}, "--split is 'a/b', expected letters, digits and underscores"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
