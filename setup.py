@@ -38,7 +38,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "convert": ["msgpack", "safetensors>=0.8", "tensorstore>=0.1.86"],
     "export": ["orbax-export>=0.0.8"],
-    # pycocoevalcap carries METEOR's tables (0.1 GB); its Java is not needed. Snowball 3 stems other words than METEOR 1.5.
+    # pycocoevalcap carries the tables of METEOR 1.5, which stems as Snowball 2 does; its Java is not needed.
     "eval": ["pycocoevalcap>=1.2", "pycocotools>=2.0.11", "snowballstemmer>=2.2,<3"],
     "plots": ["matplotlib>=3.9"],
     "dev": [

@@ -206,7 +206,7 @@ def _cider(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
         scale = length * length[hypothesis]
         for total, part, factor in ((clipped, np.minimum(said, weight), penalty), (plain, said, 1.0)):
             product = np.bincount(text, part * weight, len(lengths))
-            total += np.divide(product, scale, out=product, where=scale > 0) * factor
+            total += np.divide(product, scale, out=np.zeros(len(lengths)), where=scale > 0) * factor
     for total in (clipped, plain):
         total[hypothesis == np.arange(len(lengths))] = 0  # a prediction against itself
     share = 10 / _LONGEST / (texts - 1)

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pixel_align.evaluation.meteor_tables import Occurrence, Paraphrases, Tables
+from pixel_align.evaluation.meteor_tables import Paraphrases, Tables
 
 EXACT, STEM, SYNONYM, PARAPHRASE = STAGES = range(4)
 
@@ -51,12 +51,11 @@ class Sentence:
         self.meanings = frozenset[str]().union(*self.synsets)
         self.at_word, self.at_stem = _places(self.words), _places(self.stems)
         self.phrases: dict[int, int] = {}  # of the paraphrases -> where they begin
-        self.sources: list[Occurrence] = []  # those of them that have paraphrases
-        for occurrence in tables.paraphrases.occurrences([word.number for word in known]):
-            start, _, phrase = occurrence
+        self.sources: list[tuple[int, int, dict[int, int]]] = []  # start, length and paraphrases of those that have any
+        for start, length, (phrase, others) in tables.paraphrases.phrases([word.number for word in known]):
             self.phrases[phrase] = self.phrases.get(phrase, 0) | 1 << start
-            if tables.paraphrases.of(phrase):
-                self.sources.append(occurrence)
+            if others:
+                self.sources.append((start, length, others))
 
 
 # A partial alignment of the beam search: its rank; the first word of the reference after its last match; the word of
@@ -116,9 +115,9 @@ def _paraphrases(sentence: Sentence, other: Sentence, tables: Paraphrases) -> li
     there = other.phrases.keys()
     return [
         (start, length, j, tables.length(target))
-        for start, length, phrase in sentence.sources
-        if not there.isdisjoint(targets := tables.of(phrase).keys())
-        for target in sorted(targets & there, key=tables.of(phrase).__getitem__)
+        for start, length, targets in sentence.sources
+        if not there.isdisjoint(targets.keys())
+        for target in sorted(targets.keys() & there, key=targets.__getitem__)
         for j in _bits(other.phrases[target])
     ]
 

@@ -32,7 +32,7 @@ _REWRITES = tuple(
         (r"([0-9])'(s)", r"\1 '\2"),
     )
 )
-_PLAIN = re.compile("[A-Za-z0-9 ]*")  # nothing to rewrite
+_PLAIN = re.compile(r"([A-Za-z0-9 ]*)(\.?) *")  # nothing to rewrite, and at most a full stop at the end
 _TOKEN = re.compile(r"[^ \t\n\f\r]+")
 _LETTER = re.compile(f"[{_LETTERS}]")
 _WIDE_SPACES = re.compile("[ \u2000-\u200a\u202f\u205f\u3000\u00a0]+")
@@ -46,15 +46,17 @@ def normalize(text: str, abbreviations: Mapping[str, bool]) -> list[str]:
         text: line breaks are white space.
         abbreviations: see `Tables.abbreviations`.
     """
-    if _PLAIN.fullmatch(text):
-        return text.lower().split()
+    if plain := _PLAIN.fullmatch(text):
+        words = plain[1].split()
+        if not plain[2] or not words or words[-1] not in abbreviations:
+            return [*plain[1].lower().split(), *plain[2]]
     text = f" {text.strip(_CONTROL)} "
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     tokens = _TOKEN.findall(text)
     parted = [
         _full_stop(token, following, abbreviations) if token[-1] == "." and len(token) > 1 else token
-        for token, following in zip(tokens, [*tokens[1:], ""], strict=True)
+        for token, following in zip(tokens, [*tokens, ""][1:], strict=True)
     ]
     return _TOKEN.findall(_WIDE_SPACES.sub(" ", " ".join(parted)).strip(_CONTROL).lower())
 

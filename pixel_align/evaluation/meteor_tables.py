@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zipfile
 from array import array
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +34,11 @@ class Word(NamedTuple):
     number: int  # in the paraphrases, -1 for none
 
 
-# A phrase of the paraphrases inside a sentence: its first word, its length, its number.
-Occurrence = tuple[int, int, int]
+class Phrase(NamedTuple):
+    """A phrase that has a place in the paraphrases."""
+
+    number: int
+    others: dict[int, int]  # the phrases that mean the same -> their order in the table
 
 
 class Paraphrases:
@@ -52,43 +55,42 @@ class Paraphrases:
             memoryview(np.load(folder / f"{name}.npy", mmap_mode="r"))
             for name in ("words", "children", "entries", "targets")
         )
-        first, end = self._children[0], self._children[1]
-        self._roots = dict(zip(self._words[first:end], range(first, end), strict=True))
-        self._levels = [1, end]  # the first node of each length
-        while self._children[end] < len(self._words):
-            self._levels.append(end := self._children[end])
-        # Some phrases are met all the time and have hundreds of paraphrases.
-        self.of = functools.lru_cache(maxsize=1 << 15)(self._of)
+        self._levels = [1, self._children[1]]  # the first node of each length
+        while (end := self._children[self._levels[-1]]) < len(self._words):
+            self._levels.append(end)
+        # Looked up in a table of the last ones asked for: most words of a text have been met before.
+        self.longer = functools.lru_cache(maxsize=1 << 17)(self._longer)
 
-    def occurrences(self, numbers: Sequence[int]) -> list[Occurrence]:
-        """The phrases of the tree in a sentence, by start, then length; some may be mere beginnings of phrases.
+    def phrases(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, Phrase]]:
+        """(start, length, phrase) of the phrases in a sentence, by start, then length.
+
+        Some may be mere beginnings of phrases.
 
         Args:
             numbers: `Word.number` of each word.
         """
-        found, words, children = [], self._words, self._children
-        for start, number in enumerate(numbers):
-            node = self._roots.get(number, 0)
-            end = start + 1
-            while node:
-                found.append((start, end - start, node))
-                if end == len(numbers):
+        for start in range(len(numbers)):
+            node = 0
+            for end in range(start, len(numbers)):
+                phrase = self.longer(node, numbers[end])
+                if phrase is None:
                     break
-                number, low, high = numbers[end], children[node], children[node + 1]
-                node = bisect.bisect_left(words, number, low, high) if low < high and number >= 0 else high
-                if node == high or words[node] != number:
-                    break
-                end += 1
-        return found
+                node = phrase.number
+                yield start, end + 1 - start, phrase
+
+    def _longer(self, node: int, word: int) -> Phrase | None:
+        """The phrase of a node's words (none for 0) and one more."""
+        low, high = self._children[node], self._children[node + 1]
+        if word < 0 or (child := bisect.bisect_left(self._words, word, low, high)) == high:
+            return None
+        if self._words[child] != word:
+            return None
+        others = self._targets[self._entries[child] : self._entries[child + 1]]
+        return Phrase(child, {other: i for i, other in enumerate(others)})
 
     def length(self, phrase: int) -> int:
         """Number of its words."""
         return bisect.bisect_right(self._levels, phrase)
-
-    def _of(self, phrase: int) -> dict[int, int]:
-        """Its paraphrases -> their place in the table's order."""
-        low, high = self._entries[phrase], self._entries[phrase + 1]
-        return {target: i for i, target in enumerate(self._targets[low:high])}
 
 
 class Tables:

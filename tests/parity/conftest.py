@@ -15,13 +15,33 @@ _ROOT = Path(__file__).resolve().parents[2]
 _REPORT, _TABLE = _ROOT / "docs" / "proof" / "parity.json", _ROOT / "docs" / "parity.md"
 _NOISE = 1e-5  # a golden is written again only where it moves by more than another machine's rounding
 
+Report = Callable[..., None]
 Compare = Callable[[Case, list[np.ndarray], str], None]
 
 
 @pytest.fixture(scope="session")
-def compare() -> Iterator[Compare]:
-    """compare(case, what the other implementation answered, its name and version)."""
+def report() -> Iterator[Report]:
+    """report(part, setting, against, largest difference, largest value): a row of docs/parity.md."""
     rows: dict[str, dict[str, object]] = {}
+
+    def report(part: str, setting: str, against: str, difference: float, largest: float, name: str = "") -> None:
+        rows[f"{name or part}, {against}"] = {
+            "part": part,
+            "setting": setting,
+            "against": against,
+            "largest difference": float(f"{difference:.1e}"),
+            "largest value": round(largest, 2),
+            "commit": _commit(),
+        }
+
+    yield report
+    if rows:
+        _report(rows)
+
+
+@pytest.fixture(scope="session")
+def compare(report: Report) -> Compare:
+    """compare(case, what the other implementation answered, its name and version)."""
 
     def compare(case: Case, theirs: list[np.ndarray], against: str) -> None:
         ours = case.ours()
@@ -31,19 +51,10 @@ def compare() -> Iterator[Compare]:
         largest = max(float(np.abs(b).max()) for _, b in pairs)
         print(f"{case.name}: largest difference {difference:.1e}, largest value {largest:.2f}")
         assert difference < TOLERANCE
-        rows[f"{case.name}, {against}"] = {
-            "part": case.part,
-            "setting": case.setting,
-            "against": against,
-            "largest difference": float(f"{difference:.1e}"),
-            "largest value": round(largest, 2),
-            "commit": _commit(),
-        }
+        report(case.part, case.setting, against, difference, largest, case.name)
         _leave_golden(case, theirs)
 
-    yield compare
-    if rows:
-        _report(rows)
+    return compare
 
 
 def _leave_golden(case: Case, theirs: list[np.ndarray]) -> None:
@@ -63,7 +74,9 @@ def _commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "pixel_align/nn", "tests/goldens/cases.py", "tests/parity")
+    changed = git(
+        "status", "--porcelain", "pixel_align/nn", "pixel_align/evaluation", "tests/goldens/*.py", "tests/parity"
+    )
     return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
@@ -85,7 +98,8 @@ _HEAD = f"""
 
 Our parts against other implementations: the same small drawn weights and inputs, float32 on a CPU. `make parity`
 measures, writes `docs/proof/parity.json` and this table from it, and leaves the other implementations' answers in
-`tests/goldens`, which `make test` checks without them. Every difference is held under {TOLERANCE:.0e}. A row whose
+`tests/goldens`, which `make test` checks without them. Every difference is held under {TOLERANCE:.0e}; those of caption
+metrics, on real captions and on our own adversarial ones, under what tests/parity/test_captioning.py says. A row whose
 other implementation was not there in the last run stands as it was measured before, at its commit.
 
 | part | setting | against | largest difference | of values up to | commit |
