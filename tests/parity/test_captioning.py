@@ -24,12 +24,6 @@ _AGAINST = "pycocoevalcap 1.2"
 _NUMBER = 2_000
 
 
-@pytest.fixture(autouse=True)
-def utf8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Java before 18 reads files as the locale says; pycocoevalcap writes UTF-8."""
-    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
-
-
 @pytest.fixture(scope="module")
 def real(samples: Path) -> list[str]:
     """All distinct captions of the samples: COCO, narratives, Visual Genome, referring expressions, fake results."""
