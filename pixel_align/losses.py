@@ -210,7 +210,7 @@ def focal(
     """
     wrong = jnp.where(targets, -logits, logits)  # the logit of the wrong answer: nothing here can overflow
     cells = jnp.where(targets, alpha, 1 - alpha) * jax.nn.sigmoid(wrong) ** gamma * jax.nn.softplus(wrong)
-    count = jnp.sum(visible, axis=(-2, -1))
+    count = jnp.sum(jnp.broadcast_to(visible, cells.shape), axis=(-2, -1))
     return jnp.sum(jnp.where(visible, cells, 0), axis=(-2, -1)) / jnp.maximum(count, 1)
 
 

@@ -63,6 +63,86 @@ def test_a_box_moves_as_its_corners_do(placement: Placement) -> None:
     np.testing.assert_allclose(placement.to_canvas(boxes), geometry.points_to_boxes(placement.to_canvas(corners)))
 
 
+# Masks
+
+VIEWS = [  # (height, width), crop, valid size on a canvas of 64, mirrored
+    ((48, 64), (0, 0, 64, 48), (48, 64), False),
+    ((48, 64), (0, 0, 64, 48), (48, 64), True),
+    ((200, 33), (0, 0, 33, 200), (64, 11), True),
+    ((30, 301), (0, 0, 301, 30), (6, 64), False),
+    ((97, 131), (20.5, 3.25, 90.25, 73), (64, 64), False),
+    ((97, 131), (20.5, 3.25, 90.25, 73), (64, 64), True),
+    ((500, 375), (0, 100, 375, 350), (43, 64), True),
+]
+
+
+def _view(size: tuple[int, int], crop: tuple[float, ...], valid: tuple[int, int], flip: bool) -> Placement:
+    return Placement(size, crop, valid, 64, flip)  # type: ignore[arg-type]
+
+
+def _sampled(logits: np.ndarray, placement: Placement) -> np.ndarray:
+    """A pixel at a time: its centre on the canvas, the four centres of cells around it."""
+    height, width = placement.original_size
+    result = np.zeros((height, width), bool)
+    x0, y0, x1, y1 = placement.crop
+    for i, j in np.ndindex(height, width):
+        if not (x0 < j + 0.5 < x1 and y0 < i + 0.5 < y1):
+            continue
+        x, y = (j + 0.5 - x0) / (x1 - x0), (i + 0.5 - y0) / (y1 - y0)  # of the seen part
+        x = (1 - x if placement.flip else x) * placement.valid_size[1] / placement.canvas
+        y = y * placement.valid_size[0] / placement.canvas
+        h, w = logits.shape
+        y, x = min(max(y * h - 0.5, 0), h - 1), min(max(x * w - 0.5, 0), w - 1)
+        a, b = min(int(y), h - 2), min(int(x), w - 2)
+        corners = logits[a : a + 2, b : b + 2]
+        value = np.asarray([1 - (y - a), y - a]) @ corners @ np.asarray([1 - (x - b), x - b])
+        result[i, j] = value > 0
+    return result
+
+
+@pytest.mark.parametrize("view", VIEWS[:6])
+def test_a_mask_at_the_original_size_is_the_logits_at_each_pixels_centre(view: tuple) -> None:
+    placement = _view(*view)
+    logits = np.random.default_rng(1).normal(size=(2, 1, 16, 16)).astype(np.float32)
+    found = geometry.masks_to_original(logits, placement)
+    assert found.dtype == bool and found.shape == (2, 1, *placement.original_size)
+    for mask, one in zip(found[:, 0], logits[:, 0], strict=True):
+        assert (mask != _sampled(one.astype(np.float64), placement)).mean() < 1e-3  # on the edge itself
+    np.testing.assert_array_equal(geometry.masks_to_original(jnp.asarray(logits), placement), found)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_mask_stays_where_its_box_was(view: tuple) -> None:
+    """Drawn on the canvas where the box lies, cell by cell; found in the picture where the box was: within a pixel of
+    either.
+    """
+    placement, cells = _view(*view), 64
+    x0, y0, x1, y1 = placement.crop
+    box = np.asarray([x0 + 0.2 * (x1 - x0), y0 + 0.3 * (y1 - y0), x0 + 0.65 * (x1 - x0), y0 + 0.9 * (y1 - y0)])
+    left, top, right, bottom = placement.to_canvas(box) * cells
+    centres = np.arange(cells) + 0.5
+    depth_x = np.minimum(centres - left, right - centres)
+    depth_y = np.minimum(centres - top, bottom - centres)
+    mask = geometry.masks_to_original(np.minimum(depth_x, depth_y[:, None]), placement)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    by_x, by_y = placement.scale
+    slack = np.tile([1.0 + 0.5 / by_x, 1.0 + 0.5 / by_y], 2)  # the corners of the level line are cut inside a cell
+    assert (np.abs(found - box) <= slack).all(), (found, box)
+    assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.9
+
+
+def test_what_a_crop_left_out_is_in_no_mask() -> None:
+    expected = np.zeros((97, 131), bool)
+    expected[3:73, 21:90] = True  # pixels whose centre is inside
+    mask = geometry.masks_to_original(np.ones((3, 4, 4)), _view(*VIEWS[4]))
+    np.testing.assert_array_equal(mask, np.stack([expected] * 3))
+    assert not geometry.masks_to_original(-np.ones((4, 4)), _view(*VIEWS[4])).any()
+
+
+# Points and boxes
+
+
 def test_fractions_and_pixels() -> None:
     np.testing.assert_allclose(geometry.to_pixels(np.asarray([0.5, 0.25]), (100, 200)), [100, 25])
     np.testing.assert_allclose(geometry.to_fractions(np.asarray([50.0, 25, 200, 100]), (100, 200)), [0.25, 0.25, 1, 1])

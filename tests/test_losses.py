@@ -1,4 +1,4 @@
-"""Losses: the chunked text loss is the dense one, the dense first stage is its definition in slow loops."""
+"""Losses: the chunked text loss is the dense one, first stage and masks are their definitions in slow loops."""
 
 import dataclasses
 import functools
@@ -235,3 +235,149 @@ def test_an_object_smaller_than_a_cell_has_an_anchor() -> None:
         assert len(responsible) >= 1
         anchors = np.asarray(grid_anchors(ROWS, COLUMNS))[responsible]
         assert (np.abs(anchors - [x, y]) <= np.asarray([0.5 / COLUMNS + 0.011, 0.5 / ROWS + 0.011])).all()
+
+
+# Masks
+
+K, CANVAS = 2, 24  # masks of a region; pixels
+VALID = np.asarray([[24, 15], [17, 24]], np.int32)  # 15 and 17 pixels: cells of 4 and of 2 are cut
+
+
+def _masks(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Logits on 6 x 6 cells, predicted IoU, targets on cells x cells, weights."""
+    rng = np.random.default_rng(seed)
+    logits, iou = rng.normal(size=(B, N, K, 6, 6)) * 2, rng.normal(size=(B, N, K))
+    weights = np.float32([[1.0, 0.0, 0.5], [2.0, 1.0, 0.0]])
+    return logits.astype(np.float32), iou.astype(np.float32), rng.uniform(size=(B, N, cells, cells)) < 0.4, weights
+
+
+def _interpolated(logits: np.ndarray, cells: int) -> np.ndarray:
+    """[6, 6] -> [cells, cells], a cell's centre at a time, from the four centres around it."""
+    result = np.zeros((cells, cells))
+    for y, x in np.ndindex(cells, cells):
+        at = [min(max((i + 0.5) * 6 / cells - 0.5, 0), 5) for i in (y, x)]
+        low = [min(int(a), 4) for a in at]
+        for dy, dx in np.ndindex(2, 2):
+            share = [abs(1 - d - (a - i)) for a, i, d in zip(at, low, (dy, dx), strict=True)]
+            result[y, x] += share[0] * share[1] * logits[low[0] + dy, low[1] + dx]
+    return result
+
+
+def _slow_mask(logits: np.ndarray, iou: np.ndarray, target: np.ndarray, valid: np.ndarray) -> float:
+    """The loss of one region: [K, 6, 6], [K], Bool[cells, cells], (height, width)."""
+    cells = len(target)
+    found, quality = [], []
+    for k in range(K):
+        x, focal, seen = _interpolated(logits[k], cells), 0.0, 0
+        overlap, predicted, true, both, either = 0.0, 0.0, 0, 0, 0
+        for i, j in np.ndindex(cells, cells):
+            if (i + 0.5) / cells * CANVAS >= valid[0] or (j + 0.5) / cells * CANVAS >= valid[1]:
+                continue
+            p, t = 1 / (1 + math.exp(-x[i, j])), bool(target[i, j])
+            right = p if t else 1 - p
+            focal -= 0.5 * (1 - right) ** 2 * math.log(right)
+            seen += 1
+            overlap, predicted, true = overlap + p * t, predicted + p, true + t
+            both, either = both + (t and x[i, j] > 0), either + (t or x[i, j] > 0)
+        dice = 1 - (2 * overlap + 1) / (predicted + true + 1)
+        found.append(20 * focal / seen + dice)
+        quality.append((iou[k] - both / either) ** 2)
+    return min(found) + sum(quality) / K
+
+
+_mask_loss = jax.jit(losses.mask, static_argnums=4)
+
+
+@pytest.mark.parametrize("cells", [6, 12, 24])
+def test_the_mask_loss_is_its_definition(cells: int) -> None:
+    """On the decoder's own grid, on a finer one, on the canvas."""
+    logits, iou, targets, weights = _masks(cells)
+    total, count = _mask_loss(logits, iou, targets, VALID, CANVAS, weights)
+    expected = sum(
+        float(weights[b, n]) * _slow_mask(logits[b, n], iou[b, n], targets[b, n], VALID[b])
+        for b, n in np.ndindex(B, N)
+        if weights[b, n]
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == weights.sum()
+
+
+def test_only_the_better_mask_is_taught_and_all_learn_what_they_are_worth() -> None:
+    logits, iou, targets, weights = _masks(6)
+    logits[:, :, 1] = np.where(targets, 3, -3)  # far better than what was drawn
+    gradient = jax.grad(lambda x, q: _mask_loss(x, q, targets, VALID, CANVAS, weights)[0], argnums=(0, 1))(logits, iou)
+    taught = np.any(gradient[0], axis=(-2, -1))
+    np.testing.assert_array_equal(taught[:, :, 0], np.zeros((B, N), bool))
+    np.testing.assert_array_equal(taught[:, :, 1], weights > 0)
+    np.testing.assert_allclose(gradient[1][:, :, 1], (iou[:, :, 1] - 1) * weights, rtol=1e-5)
+    np.testing.assert_array_equal(gradient[1][:, :, 0] != 0, weights > 0)
+
+
+def test_neither_padding_nor_regions_without_a_mask_are_read() -> None:
+    """In none of the three parts; the gradient, too."""
+    logits, iou, targets, weights = _masks(6)
+    run = jax.value_and_grad(lambda x, q, t: _mask_loss(x, q, t, VALID, CANVAS, weights)[0], argnums=(0, 1))
+    value, gradient = run(logits, iou, targets)
+    centres = (np.arange(6) + 0.5) * 4
+    inside = (centres < VALID[:, :1])[:, :, None] & (centres < VALID[:, 1:])[:, None]
+    inside = np.broadcast_to(inside[:, None, None], logits.shape) & (weights > 0)[..., None, None, None]
+    there = weights[..., None] > 0
+    for bad in (np.nan, np.inf, -50.0):
+        other = np.where(inside, logits, 1e6), np.where(there, iou, bad)
+        other = np.where(there[..., None, None], other[0], bad), other[1]
+        found = run(*other, np.where(inside[:, :, 0], targets, ~targets))
+        jax.tree.map(np.testing.assert_array_equal, found, (value, gradient))
+    assert not np.any(np.where(inside, 0, gradient[0]))
+
+
+@pytest.mark.parametrize("target", ["nothing", "everything", "one cell"])
+@pytest.mark.parametrize("logit", [-1e4, 0.0, 1e4])
+def test_no_mask_is_too_empty_too_full_or_too_sure(target: str, logit: float) -> None:
+    targets = np.full((1, 1, 12, 12), target == "everything")
+    targets[0, 0, 5, 5] |= target == "one cell"
+    value, gradient = jax.value_and_grad(
+        lambda x: _mask_loss(x, jnp.ones((1, 1, 1)), targets, VALID[:1], CANVAS, jnp.ones((1, 1)))[0]
+    )(jnp.full((1, 1, 1, 6, 6), logit))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    right = {"nothing": -1e4, "everything": 1e4}.get(target)
+    if logit == right:
+        # Focal and dice are zero; the mask of nothing has no overlap, hence an IoU of 0.
+        np.testing.assert_allclose(value, target == "nothing", atol=1e-5)
+    elif logit:
+        assert value > 1
+
+
+def test_the_masks_of_one_region_exist_at_a_time() -> None:
+    """Neither forward nor backward holds all of them on the grid of the targets."""
+    cells = 48
+    targets = jnp.zeros((B, 5, cells, cells), bool)
+    inputs = jnp.zeros((B, 5, K, 6, 6)), jnp.zeros((B, 5, K)), targets, VALID, CANVAS, jnp.ones((B, 5))
+    program = jax.make_jaxpr(jax.grad(lambda x: losses.mask(x, *inputs[1:])[0]))(inputs[0])
+    sizes = []
+
+    def visit(jaxpr: Jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            sizes.extend(var.aval.size for var in equation.outvars if var.aval.dtype == jnp.float32)
+            for sub in jaxprs_in_params(equation.params):
+                visit(sub)
+
+    visit(program.jaxpr)
+    assert max(sizes) == B * K * cells * cells
+
+
+def test_focal_and_dice_of_whole_numbers() -> None:
+    """By hand: logits 0 everywhere are a coin, whatever is seen of the mask."""
+    targets, visible = np.eye(4, dtype=bool), np.arange(4)[:, None] < 2
+    np.testing.assert_allclose(losses.focal(jnp.zeros((4, 4)), targets, visible), 0.5 * 0.25 * math.log(2), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.dice(jnp.zeros((4, 4)), targets, visible), 1 - (2 * 1 + 1) / (4 + 2 + 1), rtol=1e-6
+    )
+    wide = losses.focal(jnp.zeros((4, 4)), targets, visible, alpha=0.25, gamma=0.0)
+    np.testing.assert_allclose(wide, (0.25 * 2 + 0.75 * 6) / 8 * math.log(2), rtol=1e-6)
+
+
+def test_targets_of_a_mask_that_cannot_be_are_refused() -> None:
+    logits, iou, targets, weights = _masks(6)
+    for bad in (targets.astype(np.float32), targets[..., :5]):
+        with pytest.raises(ValueError, match="targets of the mask loss are .*expected bool and at least the grid"):
+            losses.mask(logits, iou, bad, VALID, CANVAS, weights)

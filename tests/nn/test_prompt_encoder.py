@@ -83,3 +83,66 @@ def test_the_published_encoder_has_its_number_of_parameters() -> None:
     module = PromptEncoder(PromptEncoderConfig(padding_tokens=3))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.asarray(BOXES), CANVAS, method="boxes"))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables)) == 1792 - 256
+
+
+# Masks
+
+DRAWN = np.random.default_rng(1).normal(size=(2, 3, 8, 12)).astype(np.float32)
+MASKED = PromptEncoder(PromptEncoderConfig(width=WIDTH, masks=True))
+
+
+@pytest.fixture(scope="module")
+def masked() -> dict:
+    rng = np.random.default_rng(2)
+    shapes = jax.eval_shape(lambda: MASKED.init(jax.random.key(0), DRAWN, method="dense"))["params"]
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def _slow_dense(p: dict, mask: np.ndarray) -> np.ndarray:
+    """The release's layers on one mask [4h, 4w], patch by patch."""
+    x = mask[..., None].astype(np.float64)
+    for i in range(2):
+        kernel, grown = p[f"conv_{i}"]["kernel"], []
+        for y in range(0, x.shape[0], 2):
+            for z in range(0, x.shape[1], 2):
+                cell = sum(x[y + a, z + b] @ kernel[a, b] for a in range(2) for b in range(2)) + p[f"conv_{i}"]["bias"]
+                cell = (cell - cell.mean()) / math.sqrt(cell.var() + 1e-6)
+                cell = cell * p[f"norm_{i}"]["scale"] + p[f"norm_{i}"]["bias"]
+                grown.append([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in cell])
+        x = np.asarray(grown).reshape(x.shape[0] // 2, x.shape[1] // 2, -1)
+    return x @ p["output"]["kernel"] + p["output"]["bias"]
+
+
+def test_a_mask_becomes_a_map_over_the_cells_of_the_image(masked: dict) -> None:
+    found = np.asarray(MASKED.apply({"params": masked}, DRAWN, method="dense"))
+    assert found.shape == (2, 3, 2, 3, WIDTH) and found.dtype == np.float32
+    for b, m in ((0, 0), (1, 2)):
+        np.testing.assert_allclose(found[b, m], _slow_dense(masked["mask_downscaling"], DRAWN[b, m]), atol=1e-4)
+    drawn = MASKED.apply({"params": masked}, DRAWN > 0, method="dense")
+    np.testing.assert_array_equal(
+        drawn, MASKED.apply({"params": masked}, np.float32(np.where(DRAWN > 0, 10, -10)), method="dense")
+    )
+
+
+def test_a_prompt_without_a_mask_says_so_in_every_cell(masked: dict) -> None:
+    nothing = MASKED.apply({"params": masked}, method="dense")
+    np.testing.assert_array_equal(nothing, masked["no_mask_embedding"])
+    given = np.asarray([[True, False, True], [False, False, True]])
+    found = MASKED.apply({"params": masked}, DRAWN, given, method="dense")
+    all_ = MASKED.apply({"params": masked}, DRAWN, method="dense")
+    for b, m in np.ndindex(2, 3):
+        expected = all_[b, m] if given[b, m] else np.broadcast_to(nothing, all_[b, m].shape)
+        np.testing.assert_array_equal(found[b, m], expected)
+
+
+def test_masks_off_the_grid_are_refused(masked: dict) -> None:
+    with pytest.raises(ValueError, match="masks of prompts have 8 x 10 cells, expected four times the grid"):
+        MASKED.apply({"params": masked}, DRAWN[..., :10], method="dense")
+
+
+def test_reading_masks_brings_the_layers_of_the_release(masked: dict) -> None:
+    """4,684 parameters at the published width, and "no mask"."""
+    assert set(masked) == {"point_embeddings", "no_mask_embedding", "mask_downscaling"}
+    module = PromptEncoder(PromptEncoderConfig(masks=True))
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), DRAWN, method="dense"))["params"]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["mask_downscaling"])) == 4684

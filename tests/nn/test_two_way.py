@@ -91,3 +91,17 @@ def test_masked_tokens_are_read_by_nobody(params: dict) -> None:
         tokens, image = _apply({"params": params}, other, IMAGE, CODE, mask)
         np.testing.assert_allclose(tokens[:, :2], short[0], atol=1e-5)
         np.testing.assert_allclose(image, short[1], atol=1e-5)
+
+
+def test_cells_of_the_image_that_do_not_exist_are_read_by_nobody(params: dict) -> None:
+    """As if they were not there, and whatever they hold; of each example its own."""
+    there = jnp.arange(S) < jnp.asarray([[3], [5]])
+    tokens, image = _apply({"params": params}, TOKENS, IMAGE, CODE, None, there)
+    other, _ = _apply({"params": params}, TOKENS, jnp.where(there[..., None], IMAGE, 9.0), CODE, None, there)
+    np.testing.assert_array_equal(tokens, other)
+    short, short_image = MODEL.apply({"params": params}, TOKENS[:1], IMAGE[:1, :3], CODE[:1, :3])
+    np.testing.assert_allclose(tokens[:1], short, atol=1e-5)
+    np.testing.assert_allclose(image[:1, :3], short_image, atol=1e-5)
+    straight, _ = _apply({"params": params}, TOKENS, IMAGE, CODE)
+    np.testing.assert_allclose(tokens[1], straight[1], atol=1e-6)
+    assert np.abs(tokens[0] - straight[0]).max() > 1e-2
