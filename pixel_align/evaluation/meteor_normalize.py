@@ -11,25 +11,25 @@ from collections.abc import Mapping
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ž\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 _SPACES = " \t\n\v\f\r"  # what the original's patterns take for white space
 
-# In order, each over the whole text. Patterns take neighbours with them, so that of "a'b'c" only one is parted: such
-# overlaps are as in the original.
+# In order, each over the whole text if it has the mark. Patterns take neighbours with them, so that of "a'b'c" only one
+# is parted: such overlaps are as in the original.
 _REWRITES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (rf"([^0-9{_LETTERS}{_SPACES}.'`,\-‘’])", r" \1 "),
-        (r"(\.{2,})", r" \1 "),
-        (r"([^0-9]),([^0-9])", r"\1 , \2"),
-        (r"([0-9]),([^0-9])", r"\1 , \2"),
-        (r"([^0-9]),([0-9])", r"\1 , \2"),
-        (r"[`‘’]", "'"),
-        (r"[“”]|''", ' " '),
-        (r"–|--", "-"),
-        (rf"([0-9{_LETTERS}.])-([0-9{_LETTERS}])", r"\1 \2"),
-        (rf"([^{_LETTERS}])'([^{_LETTERS}])", r"\1 ' \2"),
-        (rf"([^{_LETTERS}0-9])'([{_LETTERS}])", r"\1 ' \2"),
-        (rf"([{_LETTERS}])'([^{_LETTERS}])", r"\1 ' \2"),
-        (rf"([{_LETTERS}])'([{_LETTERS}])", r"\1 '\2"),
-        (r"([0-9])'(s)", r"\1 '\2"),
+    (mark, re.compile(pattern), replacement)
+    for mark, pattern, replacement in (
+        ("", rf"([^0-9{_LETTERS}{_SPACES}.'`,\-‘’])", r" \1 "),
+        ("..", r"(\.{2,})", r" \1 "),
+        (",", r"([^0-9]),([^0-9])", r"\1 , \2"),
+        (",", r"([0-9]),([^0-9])", r"\1 , \2"),
+        (",", r"([^0-9]),([0-9])", r"\1 , \2"),
+        ("", r"[`‘’]", "'"),
+        ("", r"[“”]|''", ' " '),
+        ("", r"–|--", "-"),
+        ("-", rf"([0-9{_LETTERS}.])-([0-9{_LETTERS}])", r"\1 \2"),
+        ("'", rf"([^{_LETTERS}])'([^{_LETTERS}])", r"\1 ' \2"),
+        ("'", rf"([^{_LETTERS}0-9])'([{_LETTERS}])", r"\1 ' \2"),
+        ("'", rf"([{_LETTERS}])'([^{_LETTERS}])", r"\1 ' \2"),
+        ("'", rf"([{_LETTERS}])'([{_LETTERS}])", r"\1 '\2"),
+        ("'", r"([0-9])'(s)", r"\1 '\2"),
     )
 )
 _PLAIN = re.compile(r"([A-Za-z0-9 ]*)(\.?) *")  # nothing to rewrite, and at most a full stop at the end
@@ -51,8 +51,9 @@ def normalize(text: str, abbreviations: Mapping[str, bool]) -> list[str]:
         if not plain[2] or not words or words[-1] not in abbreviations:
             return [*plain[1].lower().split(), *plain[2]]
     text = f" {text.strip(_CONTROL)} "
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
+    for mark, pattern, replacement in _REWRITES:
+        if mark in text:
+            text = pattern.sub(replacement, text)
     tokens = _TOKEN.findall(text)
     parted = [
         _full_stop(token, following, abbreviations) if token[-1] == "." and len(token) > 1 else token
@@ -69,6 +70,6 @@ def _full_stop(token: str, following: str, abbreviations: Mapping[str, bool]) ->
     if "." in word and _LETTER.search(word):
         return token.replace(".", "")
     number_only = abbreviations.get(word)
-    if number_only is False or "a" <= following[:1] <= "z" or (number_only and following[:1] in "0123456789"):
+    if number_only is False or "a" <= following[:1] <= "z" or (number_only and "0" <= following[:1] <= "9"):
         return token
     return f"{word} ."

@@ -230,6 +230,7 @@ def test_missing_tables_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Dr. No. No. 5 U.S. e.g. mr. x", "dr. no . no. 5 us eg mr. x"),
         ("wait...what “so” ‘it’ 80's a—b", "wait ... what \" so \" ' it ' 80 's a — b"),
         ("Mr. Dr.", "mr . dr."),
+        ("see, No.", "see , no ."),
         ("", ""),
         ("dog .", "dog ."),
         ("Dr", "dr"),
