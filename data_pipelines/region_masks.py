@@ -35,6 +35,10 @@ def draw(mask: Any, size: tuple[int, int]) -> np.ndarray:
         found = mask.get("size")
         if found != [height, width]:
             raise BadRecord(f"size of mask is {found}, expected {[height, width]} (height, width), as its picture")
+    if isinstance(mask, list):  # a ring of one or two points holds no pixel
+        mask = [ring for ring in mask if not isinstance(ring, list) or len(ring) >= 6]
+    if mask == []:
+        return np.zeros(size, bool)
     rle = _checked(masks.as_rle, mask, "mask", size)
     if isinstance(mask, dict):
         _checked(masks.check_runs, rle, "mask")

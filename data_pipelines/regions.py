@@ -46,13 +46,25 @@ class Region:
       box: (x0, y0, x1, y1); None: the extent of the mask.
       mask: polygons (lists of x, y, x, y ...), COCO run lengths, bool[height, width], or None.
       object_id: phrases of one object share it; "" = not known.
+      problem: what its reader found wrong with it: it is left out, counted and named.
     """
 
     region_id: str
     text: str
-    box: tuple[float, float, float, float] | None
+    box: Sequence[float] | None
     mask: Any = None
     object_id: str = ""
+    problem: str = ""
+
+    @classmethod
+    def of_coco(cls, region_id: str, text: str, annotation: Mapping[str, Any], object_id: str = "") -> "Region":
+        """From what COCO keeps of an object: `bbox` (x, y, width, height) and, perhaps, `segmentation`."""
+        box = annotation.get("bbox")
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(isinstance(x, int | float) for x in box):
+            problem = f"bbox is {box!r:.100}, expected x, y, width, height"
+            return cls(region_id, text, None, object_id=object_id, problem=problem)
+        x, y, width, height = box
+        return cls(region_id, text, (x, y, x + width, y + height), annotation.get("segmentation") or None, object_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +115,7 @@ def lines(found: Iterable[Picture]) -> Iterator[tuple[str, bytes]]:
                 "text": region.text,
                 "box": region.box,
                 "object_id": region.object_id,
+                "problem": region.problem,
             }
             if region.mask is not None:
                 of_region["mask"] = region_masks.as_json(region.mask)
@@ -148,6 +161,8 @@ class RegionSet(building.PictureSet):
     @staticmethod
     def parse(line: bytes) -> _Placed:
         fields = json.loads(line)
+        if fields["problem"]:
+            raise BadRecord(fields["problem"])
         size = fields["size"]
         if size is not None and not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
             raise BadRecord(f"size of the picture is {size}, expected (height, width) in pixels")
@@ -207,7 +222,7 @@ class RegionSet(building.PictureSet):
                 skipped.add("bad region", where, str(error))
                 continue
             text = region.text.strip()
-            place = (text, region.object_id, box)
+            place = (text, region.object_id, *box)
             if self.DISTINCT and place in places:
                 mended["exact duplicate dropped"] += 1
                 continue
@@ -285,14 +300,14 @@ def _check_size(size: Size, actual: Size) -> None:
 
 def _place(
     region: Region, size: Size, stored: Size, drawn: dict[str, tuple[np.ndarray, bytes]]
-) -> tuple[tuple[float, float, float, float], bytes]:
+) -> tuple[Sequence[float], bytes]:
     """The box xyxy in pixels and the mask, as it is stored, of a region of a picture of `size`."""
     if region.mask is None:
-        assert region.box is not None
+        assert region.box is not None  # `parse` has seen to it
         return region.box, b""
     key = json.dumps([region.mask, size])
     if key not in drawn:
-        mask = region_masks.draw(region.mask, size) if region.mask else np.zeros(size, bool)
+        mask = region_masks.draw(region.mask, size)
         drawn[key] = mask, region_masks.png(mask, stored)
     mask, content = drawn[key]
     if not mask.any():
@@ -300,7 +315,7 @@ def _place(
             raise BadRecord("mask has no pixel and there is no box, expected a place")
         return region.box, b""
     extent = region_masks.extent(mask)
-    box = region.box or extent
+    box = extent if region.box is None else region.box
     if _iou(box, extent) < _AGREE:
         raise BadRecord(f"box is {[*box]}, expected to hold its mask, which lies in {[*extent]} (xyxy)")
     return box, content
@@ -434,28 +449,54 @@ def referring_scores(
 
 
 def describe_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> dict[str, float]:
-    """Metrics of naming regions: of each example region_text [K] in targets, texts [K] in predictions.
+    """Metrics of naming regions in a set of few words: of each example region_text [K] in targets, texts [K] in
+    predictions.
 
     Returns:
-      exact: share of texts that are the target's, but for case, punctuation at the ends and spaces.
+      exact: share of texts that are the target's, but for case, spaces, and punctuation at the ends.
     """
-    pairs = [
-        pair
-        for target, predicted in zip(targets, predictions, strict=True)
-        for pair in zip(target["region_text"], predicted["texts"], strict=True)
-    ]
-    equal = [_normal(text) == _normal(told) for text, told in pairs]
+    equal = [_normal(text) == _normal(told) for text, told in _texts(targets, predictions)]
     return {"exact": float(np.mean(equal)) if equal else float("nan")}
+
+
+def caption_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> dict[str, float]:
+    """`describe_scores` and, as published for region captions, CIDEr and METEOR, each text its box's one reference.
+
+    METEOR is left out where its tables are not installed (`pixel_align.evaluation.captioning`).
+    """
+    from pixel_align.evaluation import captioning
+
+    figures = describe_scores(targets, predictions)
+    pairs = [({"captions": [text]}, {"text": told}) for text, told in _texts(targets, predictions)]
+    for names in (captioning.ALL_METRICS, captioning.METRICS):
+        try:
+            found = captioning.summary([captioning.row(*pair, metrics=names) for pair in pairs])
+        except ModuleNotFoundError:
+            continue
+        return figures | {key: found[key] for key in ("METEOR", "CIDEr") if key in found}
+    return figures
+
+
+def _texts(targets: Sequence[_Case], predictions: Sequence[_Case]) -> Iterator[tuple[str, str]]:
+    for target, predicted in zip(targets, predictions, strict=True):
+        yield from zip(target["region_text"], predicted["texts"], strict=True)
 
 
 def _normal(text: str) -> str:
     return " ".join(text.lower().split()).strip(" .,;:!?\"'")
 
 
-def register(name: str, asks: Asks, builder_name: str | None = None, instruction: str | None = None) -> None:
+def register(
+    name: str,
+    asks: Asks,
+    builder_name: str | None = None,
+    instruction: str | None = None,
+    score: Callable[[Sequence[_Case], Sequence[_Case]], dict[str, float]] | None = None,
+) -> None:
     """Registers the Task `name` over the set `builder_name` (else `name`), once.
 
-    A Task is of no folder: see `sources.TfdsFolder`.
+    Its metrics are `score`, else those of what it asks: `referring_scores`, `describe_scores`. A Task is of no folder:
+    see `sources.TfdsFolder`.
     """
     if name in seqio.TaskRegistry.names():
         return
@@ -465,5 +506,5 @@ def register(name: str, asks: Asks, builder_name: str | None = None, instruction
         source=sources.TfdsFolder(builder_name or name, decoders={"image": tfds.decode.SkipDecoding()}),
         preprocessors=[functools.partial(as_examples, asks=asks, instruction=instruction)],
         output_features=OUTPUT_FEATURES,
-        metric_fns=[referring_scores if asks == "refer" else describe_scores],
+        metric_fns=[score or (referring_scores if asks == "refer" else describe_scores)],
     )
