@@ -365,6 +365,25 @@ def test_the_masks_of_one_region_exist_at_a_time() -> None:
     assert max(sizes) == B * K * cells * cells
 
 
+def test_finer_targets_teach_edges_inside_a_cell() -> None:
+    """Logits of 12 x 12 cells, fitted to a disc: targets on their own grid end at whole cells, those on the canvas do
+    not.
+    """
+    y, x = (np.mgrid[:96, :96] + 0.5) / 96
+    disc = np.hypot(y - 0.52, x - 0.47) < 0.21
+    overlap = {}
+    for cells in (12, 96):
+        targets = disc.reshape(cells, 96 // cells, cells, 96 // cells).mean((1, 3))[None, None] > 0.5
+        inputs = jnp.zeros((1, 1, 1)), targets, jnp.full((1, 2), 96), 96, jnp.ones((1, 1))
+        descend = jax.grad(lambda x, i=inputs: losses.mask(x, *i)[0])
+        logits = jax.jit(lambda x, f=descend: jax.lax.fori_loop(0, 200, lambda _, x: x - 5 * f(x), x))(
+            jnp.zeros((1, 1, 1, 12, 12))
+        )
+        found = np.asarray(jax.image.resize(logits[0, 0, 0], (96, 96), "linear")) > 0
+        overlap[cells] = (found & disc).sum() / (found | disc).sum()
+    assert overlap[12] < 0.94 and overlap[96] > 0.98
+
+
 def test_focal_and_dice_of_whole_numbers() -> None:
     """By hand: logits 0 everywhere are a coin, whatever is seen of the mask."""
     targets, visible = np.eye(4, dtype=bool), np.arange(4)[:, None] < 2
