@@ -24,7 +24,8 @@ class Weights:
 
     text: Array
     point: Array
-    region: Array
+    region: Array  # the dense objective
+    mask: Array
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +63,20 @@ class PromptPoints:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class MaskTargets:
+    """The masks of the regions.
+
+    Attributes:
+      cells: Bool[B, N, S, S], the canvas in S x S cells: which of them are more than half inside.
+      given: Bool[B, N], which regions have a mask.
+    """
+
+    cells: Array
+    given: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """One batch of pictures with their regions.
 
@@ -77,6 +92,7 @@ class Batch:
       weights: per example, per loss.
       prompt_points: points of the prompts; None where the model reads boxes only.
       regions: the objects of the picture, for the dense first stage and the detector; None where the model reads none.
+      masks: the masks of the regions; None where the model makes none.
     """
 
     images: Array
@@ -92,6 +108,7 @@ class Batch:
     weights: Weights
     prompt_points: PromptPoints | None = None
     regions: RegionTargets | None = None
+    masks: MaskTargets | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -123,6 +140,7 @@ class Outputs:
       presence: Float32[B, N, T], logit: the token that was read has a place at all.
       map_regions: one RegionOutputs for the cells of the image map, K = h * w, row by row.
       query_regions: one RegionOutputs for the queries of the prompt extractor, K = Q.
+      masks: Float32[B, N, 1, S, S], logits, and iou Float32[B, N, 1], the IoU that the model expects of each.
     """
 
     text_features: Array
@@ -131,6 +149,8 @@ class Outputs:
     presence: Array | None = None
     map_regions: RegionOutputs | None = None
     query_regions: RegionOutputs | None = None
+    masks: Array | None = None
+    iou: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +163,7 @@ class Shape:
       text: T, BOS and EOS included. instruction: C, 0 for none.
       points: P. point_grid: how a box becomes P points: "corner" (2), "solid" (k * k), "donut" (4 * (k - 1)).
       prompt_points: K, 0 for boxes only. objects: R, 0 for no region targets. phrase: L.
+      mask: S, side of the masks of regions in cells, 0 for none; a quarter of the canvas in published models.
     """
 
     canvas: int
@@ -155,6 +176,7 @@ class Shape:
     prompt_points: int = 0
     objects: int = 0
     phrase: int = 8
+    mask: int = 0
 
 
 def spec(shape: Shape, batch_size: int) -> Batch:
@@ -178,6 +200,7 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         foreground=array(np.bool_, m, k),
         boxed=array(np.bool_, m),
     )
+    masks = MaskTargets(cells=array(np.bool_, n, shape.mask, shape.mask), given=array(np.bool_, n))
     return Batch(
         images=array(np.uint8, s, s, 3),
         valid_size=array(np.int32, 2),
@@ -189,9 +212,12 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         token_points=array(np.float32, n, shape.text, shape.points, 2),
         locate=array(np.bool_, n, shape.text),
         valid=array(np.bool_, n),
-        weights=Weights(text=array(np.float32), point=array(np.float32), region=array(np.float32)),
+        weights=Weights(
+            text=array(np.float32), point=array(np.float32), region=array(np.float32), mask=array(np.float32)
+        ),
         prompt_points=prompt_points if k else None,
         regions=regions if r else None,
+        masks=masks if shape.mask else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def evaluate(
     controls: Annotated[bool, typer.Option(help="Also score what must fail: other pictures, other words.")] = False,
     changes: Set = None,
 ) -> None:
-    """Score a checkpoint on a task: a table, metrics.json, predictions.jsonl and pictures.png."""
+    """Score a checkpoint on a task: a table, metrics.json, predictions.jsonl, targets.jsonl and pictures.png."""
     with one_line_errors():
         import rich.console
         import rich.table
@@ -90,6 +91,7 @@ def evaluate(
         from pixel_align import config, predict
         from pixel_align.checkpoints import store
         from pixel_align.evaluation import evaluator
+        from pixel_align.evaluation.seen import Seen
         from pixel_align.experiment import Eval, Experiment
 
         folder, step = store.find(checkpoint)
@@ -104,6 +106,7 @@ def evaluate(
             params,
             store.read_vocabulary(folder),
             controls=controls,
+            history=Seen.read(folder),
             wrap=evaluator.progress(experiment, evaluation, console),
         )
         run = folder.parent if folder.name == "checkpoints" else folder
@@ -113,7 +116,7 @@ def evaluate(
         for name, value in result.metrics.items():
             table.add_row(name, f"{value:.4f}")
         rich.console.Console().print(table)
-        typer.echo(f"{target}/metrics.json predictions.jsonl pictures.png")
+        typer.echo(f"{target}/metrics.json predictions.jsonl targets.jsonl pictures.png")
 
 
 @app.command()
@@ -121,10 +124,20 @@ def predict(
     image: Annotated[str, typer.Argument(help="A picture file.")],
     checkpoint: Checkpoint,
     mode: Annotated[
-        str, typer.Option(help="trace: a sentence with a place for every word; caption: a sentence.")
+        str,
+        typer.Option(
+            help="trace: a sentence with a place for every word; caption: a sentence; refer, segment: the box, or box "
+            "and mask, of what --text names; describe: words about --box or --point."
+        ),
     ] = "trace",
-    text: Annotated[str | None, typer.Option(help="A given sentence to be placed, instead of writing one.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="The words to refer to; or a sentence to be placed instead of writing one.")
+    ] = None,
     instruction: Annotated[str | None, typer.Option(help="The words that ask.")] = None,
+    box: Annotated[str | None, typer.Option(help="What is asked about: x0,y0,x1,y1 in pixels of the picture.")] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(help="A point on what is asked about: x,y in pixels; may be given again.")
+    ] = None,
     out: Annotated[str, typer.Option(help="The annotated picture to write.")] = "",
     json_out: Annotated[str, typer.Option("--json", help="The JSON file to write; - for standard output.")] = "",
 ) -> None:
@@ -135,13 +148,15 @@ def predict(
         from pixel_align.predict import Predictor
 
         pixels = read_image(image)
+        asked = numbers("--box", box, 4) if box is not None else None
+        points = [numbers("--point", one, 2) for one in point] if point else None
         check_writable(out, picture=True)
         check_writable("" if json_out == "-" else json_out)
         predictor = Predictor.from_checkpoint(checkpoint)
         predictor.set_image(pixels)
-        prediction = predictor.predict(mode, instruction=instruction, text=text)
+        prediction = predictor.predict(mode, instruction=instruction, text=text, box=asked, points=points)
         if out:
-            draw.annotate(pixels, prediction.words, *prediction.places()).save(out)
+            draw.annotate(pixels, *prediction.marks()).save(out)
         document = json.dumps(prediction.to_json(), ensure_ascii=False, indent=2)
         if json_out == "-":
             typer.echo(document)
@@ -220,6 +235,17 @@ def benchmark(
         rich.console.Console().print(rows.table(measured))
         if json_out:
             rows.write(measured, Path(json_out))
+
+
+def numbers(option: str, given: str, count: int) -> tuple[float, ...]:
+    """ "1,2" -> (1.0, 2.0). Raises ValueError for anything but `count` finite numbers."""
+    try:
+        values = tuple(float(part) for part in given.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{option} is {given!r}, expected {count} numbers with commas between them. Correct it.")
+    return values
 
 
 def check_writable(path: str, *, picture: bool = False) -> None:

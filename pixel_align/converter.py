@@ -2,7 +2,10 @@
 evaluating and predicting take the same path.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +13,7 @@ import jax
 import numpy as np
 
 from pixel_align import geometry, image, text
-from pixel_align.batch import Batch, PromptPoints, RegionTargets, Shape, Weights
+from pixel_align.batch import Batch, MaskTargets, PromptPoints, RegionTargets, Shape, Weights
 
 Example = Mapping[str, Any]
 
@@ -20,12 +23,19 @@ class Augment:
     """Random changes of a training picture; evaluation never has any."""
 
     scale: tuple[float, float] = (1.0, 1.0)  # longest side to canvas * this, then a random crop; (1, 1) for none
-    flip_rate: float = 0.0  # mirrored left to right; wrong for text that names a side
-    keep: float = 0.5  # a word keeps its place if this share of its box is still seen
+    flip_rate: float = 0.0  # mirrored left to right; never where the text names a side
+    keep: float = 0.5  # a word keeps its place, a region its text, if this share of its box is still seen
 
 
 class Converter(Protocol):
-    """What makes rows of batches."""
+    """What makes rows of batches.
+
+    Attributes:
+      regions: N; examples with more regions are cut into several before they come here.
+    """
+
+    @property
+    def regions(self) -> int: ...
 
     def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Any, geometry.Placement]:
         """One example -> a batch without its leading axis, and how its picture lies on the canvas.
@@ -49,8 +59,31 @@ def picture(
             f"the picture of example {string(example['example_id'])!r} cannot be read: {error}. Build the set again."
         ) from error
     if rng is not None and (augment.scale != (1.0, 1.0) or augment.flip_rate):
-        return image.random_resize_crop(pixels, canvas, rng, scale=augment.scale, flip_rate=augment.flip_rate)
+        # A mirrored picture makes a text wrong that names a side.
+        flip_rate = 0.0 if names_a_side(example) else augment.flip_rate
+        return image.random_resize_crop(pixels, canvas, rng, scale=augment.scale, flip_rate=flip_rate)
     return image.fit_to_canvas(pixels, canvas)
+
+
+_SIDE = re.compile(r"\b(left|right)(most|hand|side)?\b", re.IGNORECASE)
+
+
+def names_a_side(example: Example) -> bool:
+    """Whether a text of an example says left or right."""
+    return any(_SIDE.search(string(words)) for words in (example.get("text", ""), *example.get("region_text", ())))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Region:
+    """What is asked and told about one region of an example."""
+
+    instruction: str
+    prompt_box: np.ndarray  # [4] on the canvas
+    tokens: np.ndarray  # [T]
+    mask: np.ndarray  # [T]
+    points: np.ndarray  # [T, P, 2] on the canvas
+    locate: np.ndarray  # [T]
+    png: bytes = b""  # its mask, empty for none
 
 
 class PixelFeatureConverter:
@@ -58,6 +91,7 @@ class PixelFeatureConverter:
 
     def __init__(self, shape: Shape, vocabulary: text.Vocabulary, augment: Augment | None = None) -> None:
         self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
+        self.regions = shape.regions
 
     def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Batch, geometry.Placement]:
         """One example -> a Batch without its leading axis, and how the picture lies on the canvas.
@@ -69,29 +103,116 @@ class PixelFeatureConverter:
           ValueError: a picture that cannot be read.
         """
         pixels, placement = picture(example, self.shape.canvas, self.augment, rng)
-        tokens, mask, points, locate = self._text(example, placement)
-        instruction = example["instruction"]
-        if rng is not None and len(several := example.get("instructions", ())):
-            instruction = several[rng.integers(len(several))]
-        asks, asks_mask = self._padded([self.vocabulary.encode(string(instruction))], self.shape.instruction)
+        asked = self._told if "region_text" in example else self._narrated
+        regions, weights = asked(example, placement, rng)
+        instructions, instruction_masks = self._padded(
+            [self.vocabulary.encode(region.instruction) for region in regions], self.shape.instruction
+        )
+        # Prompts of regions that do not exist are of the whole picture.
+        prompts = np.tile(placement.valid_box, (self.shape.prompts, 1)).astype(np.float32)
+        for prompt, region in zip(prompts, regions, strict=False):
+            prompt[:] = region.prompt_box
         row = Batch(
             images=pixels,
             valid_size=np.asarray(placement.valid_size, np.int32),
-            prompt_boxes=np.tile(placement.valid_box, (self.shape.prompts, 1)).astype(np.float32),
-            instruction_tokens=self._regions(asks),
-            instruction_mask=self._regions(asks_mask),
-            text_tokens=self._regions(tokens[None]),
-            text_mask=self._regions(mask[None]),
-            token_points=self._regions(points[None]),
-            locate=self._regions(locate[None]),
-            valid=self._regions(np.ones(1, bool)),
-            weights=Weights(
-                text=np.float32(1), point=np.float32(locate.any()), region=np.float32(len(example["object_boxes"]) > 0)
+            prompt_boxes=prompts,
+            instruction_tokens=self._regions(instructions),
+            instruction_mask=self._regions(instruction_masks),
+            text_tokens=self._regions(_stacked([region.tokens for region in regions], (self.shape.text,), np.int32)),
+            text_mask=self._regions(_stacked([region.mask for region in regions], (self.shape.text,), bool)),
+            token_points=self._regions(
+                _stacked([region.points for region in regions], (self.shape.text, self.shape.points, 2), np.float32)
             ),
+            locate=self._regions(_stacked([region.locate for region in regions], (self.shape.text,), bool)),
+            valid=self._regions(np.ones(len(regions), bool)),
+            weights=weights,
             prompt_points=self._prompt_points(example, placement),
             regions=self._objects(example, placement),
+            masks=self._masks(regions, placement),
         )
         return row, placement
+
+    def _narrated(
+        self, example: Example, placement: geometry.Placement, rng: np.random.Generator | None
+    ) -> tuple[list[_Region], Weights]:
+        """The one region of a narrative or a caption: the whole picture, with a place for each word that has one."""
+        instruction = example["instruction"]
+        if rng is not None and len(several := example.get("instructions", ())):
+            instruction = several[rng.integers(len(several))]
+        region = _Region(string(instruction), placement.valid_box, *self._text(example, placement))
+        return [region], Weights(
+            text=np.float32(1),
+            point=np.float32(region.locate.any()),
+            region=np.float32(len(example["object_boxes"]) > 0),
+            mask=np.float32(0),
+        )
+
+    def _told(
+        self, example: Example, placement: geometry.Placement, rng: np.random.Generator | None
+    ) -> tuple[list[_Region], Weights]:
+        """The regions of a region set that the view still holds; all of them in evaluation.
+
+        Asked to "refer", the text is read and its last word says the place; asked to "describe", the text is written
+        about the box.
+        """
+        asks = string(example["asks"])
+        if asks not in ("refer", "describe"):
+            raise ValueError(f"asks is {asks!r}, expected 'refer' or 'describe'. Correct the Task.")
+        count = len(example["region_text"])
+        if count > self.shape.regions:
+            raise ValueError(
+                f"example {string(example['example_id'])!r} has {count} regions, expected at most "
+                f"{self.shape.regions}. Cut it as data.dataset does."
+            )
+        if asks == "describe" and self.shape.prompts != self.shape.regions:
+            raise ValueError(
+                f"model.shape.prompts is {self.shape.prompts}, expected {self.shape.regions}: each region is asked "
+                "about by a box of its own. Set it, or give these tasks a batch of their own in data.further."
+            )
+        boxes, kept = self._seen(np.asarray(example["region_box"], np.float32).reshape(-1, 4), placement)
+        regions = []
+        for k in np.flatnonzero(kept | (rng is None)):
+            words = string(example["region_text"][k])
+            tokens, mask, last = self._tokens(self.vocabulary.encode(words))
+            points = np.zeros((self.shape.text, self.shape.points, 2), np.float32)
+            locate = np.zeros(self.shape.text, bool)
+            if asks == "refer":
+                points[last], locate[last] = self._grid(boxes[k]), True
+            regions.append(
+                _Region(
+                    # The words may be asked about by themselves, as in "where is {text}".
+                    string(example["instruction"]).replace("{text}", words),
+                    boxes[k] if asks == "describe" else placement.valid_box,
+                    tokens,
+                    mask,
+                    points,
+                    locate,
+                    bytes(example["region_mask"][k]),
+                )
+            )
+        masked = asks == "refer" and any(region.png for region in regions)
+        return regions, Weights(
+            text=np.float32(asks == "describe"),
+            point=np.float32(asks == "refer"),
+            region=np.float32(0),
+            mask=np.float32(masked),
+        )
+
+    def _tokens(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Pieces of a text -> tokens [T], their mask [T], and where the last piece stands.
+
+        A text that is cut does not end where it was cut: no end token then.
+        """
+        length = self.shape.text
+        spoken = [self.vocabulary.bos_id, *ids.tolist(), self.vocabulary.eos_id][:length]
+        tokens, mask = np.full(length, self.vocabulary.pad_id, np.int32), np.zeros(length, bool)
+        tokens[: len(spoken)], mask[: len(spoken)] = spoken, True
+        return tokens, mask, min(len(ids), length - 1)
+
+    def _grid(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes [..., 4] -> the points [..., P, 2] that are predicted for them."""
+        grid = self.shape.point_grid
+        return geometry.boxes_to_points(boxes, grid, geometry.points_per_side(grid, self.shape.points))
 
     def _text(
         self, example: Example, placement: geometry.Placement
@@ -99,11 +220,7 @@ class PixelFeatureConverter:
         """Tokens [T], their mask [T], points [T, P, 2] and which of them have a place [T]."""
         length = self.shape.text
         ids, spans = self.vocabulary.encode_with_spans(string(example["text"]))
-        # A text that is cut does not end where it was cut: no end token then.
-        spoken = [self.vocabulary.bos_id, *ids.tolist(), self.vocabulary.eos_id][:length]
-        tokens, mask = np.full(length, self.vocabulary.pad_id, np.int32), np.zeros(length, bool)
-        tokens[: len(spoken)], mask[: len(spoken)] = spoken, True
-
+        tokens, mask, _ = self._tokens(ids)
         points, locate = np.zeros((length, self.shape.points, 2), np.float32), np.zeros(length, bool)
         words = text.tokens_of_words(spans, example["word_spans"])[: length - 1]
         if len(example["word_boxes"]) and len(words):
@@ -112,10 +229,20 @@ class PixelFeatureConverter:
             known = words >= 0
             # Token t stands at t + 1, behind BOS.
             locate[1 : len(words) + 1] = known & kept[words]
-            grid, side = self.shape.point_grid, geometry.points_per_side(self.shape.point_grid, self.shape.points)
-            points[1 : len(words) + 1] = geometry.boxes_to_points(boxes, grid, side)[words]
+            points[1 : len(words) + 1] = self._grid(boxes)[words]
             points[~locate] = 0
         return tokens, mask, points, locate
+
+    def _masks(self, regions: Sequence[_Region], placement: geometry.Placement) -> MaskTargets | None:
+        """The masks of the regions as the view shows them, None where the model makes none."""
+        side = self.shape.mask
+        if not side:
+            return None
+        cells = np.zeros((self.shape.regions, side, side), bool)
+        for row, region in enumerate(regions):
+            if region.png:
+                cells[row] = image.mask_to_cells(image.read_mask(region.png), placement, side)
+        return MaskTargets(cells, self._regions(np.asarray([bool(region.png) for region in regions], bool)))
 
     def _prompt_points(self, example: Example, placement: geometry.Placement) -> PromptPoints | None:
         """The points that an example may ask with, None where the model reads boxes only.
@@ -143,7 +270,7 @@ class PixelFeatureConverter:
         r, phrase = self.shape.objects, self.shape.phrase
         if not r:
             return None
-        boxes, kept = self._seen(np.asarray(example["object_boxes"], np.float32).reshape(-1, 4), placement)
+        boxes, kept = self._seen(np.asarray(example.get("object_boxes", ()), np.float32).reshape(-1, 4), placement)
         chosen = np.flatnonzero(kept)[:r]
         names = [string(example["object_names"][i]) for i in chosen]
         # A phrase is a set of pieces here: each counts once.
@@ -174,6 +301,11 @@ class PixelFeatureConverter:
     def _regions(self, rows: np.ndarray) -> np.ndarray:
         """[k, ...] -> [N, ...], padded with zeros."""
         return _pad(rows, self.shape.regions)
+
+
+def _stacked(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Rows -> [k, *shape], also where there is none: a crop may leave no region."""
+    return np.stack(rows) if rows else np.zeros((0, *shape), dtype)
 
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -108,7 +109,8 @@ class Stream:
         self._names = list(tasks)
         self._probabilities = np.asarray(list(tasks.values()), np.float64) / sum(tasks.values())
         self._sources = {
-            name: dataset(config, name, config.split, shard=(self._index, self._count)) for name in self._names
+            name: dataset(config, name, config.split, (self._index, self._count), converter.regions)
+            for name in self._names
         }
         self._position: Position = position or {"drawn": 0, "tasks": {name: [0, 0] for name in self._names}}
         if set(self._position["tasks"]) != set(self._names):
@@ -266,7 +268,7 @@ def evaluation_batches(
     Args:
       batch_size: per process. limit: at most so many examples per process; 0 for all.
     """
-    source = dataset(config, task, split, shard=process or _this_process())
+    source = dataset(config, task, split, process or _this_process(), converter.regions)
     examples = itertools.islice(source.as_numpy_iterator(), limit or None)
     with concurrent.futures.ThreadPoolExecutor(max(1, config.workers)) as pool:
         while group := list(itertools.islice(examples, batch_size)):
@@ -319,8 +321,10 @@ def unknown_task(name: str, config: DataConfig) -> str:
     return f"task is {name!r}, expected one that {', '.join(config.modules)} registers. {hint}"
 
 
-def dataset(config: DataConfig, name: str, split: str, shard: tuple[int, int]) -> Any:
+def dataset(config: DataConfig, name: str, split: str, shard: tuple[int, int], regions: int = 0) -> Any:
     """The tf.data.Dataset of one task's examples of one process, in the order of the files, pictures still encoded.
+
+    regions: an example with more regions than so many is cut into several; 0 leaves them whole.
 
     Raises:
       ValueError: unknown task or split, or a data folder without the set.
@@ -342,7 +346,7 @@ def dataset(config: DataConfig, name: str, split: str, shard: tuple[int, int]) -
             )
         task = task.replace(source=task.source.at(folder))
     index, count = shard
-    return task.get_dataset(
+    examples = task.get_dataset(
         sequence_length=None,
         split=split,
         shuffle=False,
@@ -350,11 +354,42 @@ def dataset(config: DataConfig, name: str, split: str, shard: tuple[int, int]) -
         shard_info=seqio.ShardInfo(index, count) if count > 1 else None,
         try_in_mem_cache=False,
     )
+    return _cut(examples, regions) if regions and "region_id" in examples.element_spec else examples
 
 
-def check_task(config: DataConfig, name: str, split: str) -> None:
-    """Raises ValueError unless the task is registered and its set is built with this split."""
-    dataset(config, name, split, shard=(0, 1))
+def _cut(examples: Any, regions: int) -> Any:
+    """Examples with at most so many regions each; what is of a region has a name that says so."""
+    import tensorflow as tf
+
+    def pieces(example: dict[str, Any]) -> Any:
+        def piece(index: Any) -> dict[str, Any]:
+            part = slice(index * regions, (index + 1) * regions)
+            cut = {
+                key: value[part] if key.startswith("region_") or key == "object_id" else value
+                for key, value in example.items()
+            }
+            return cut | {"example_id": tf.strings.join([example["example_id"], "/", tf.strings.as_string(index)])}
+
+        count = -(-tf.shape(example["region_id"])[0] // regions)
+        return tf.data.Dataset.range(tf.cast(count, tf.int64)).map(lambda index: piece(tf.cast(index, tf.int32)))
+
+    return examples.flat_map(pieces)
+
+
+def check_task(config: DataConfig, name: str, split: str) -> frozenset[str]:
+    """The names of what an example of a task holds. Raises ValueError unless its set is built with this split."""
+    return frozenset(dataset(config, name, split, shard=(0, 1)).element_spec)
+
+
+def set_folder(config: DataConfig, name: str) -> Path | None:
+    """The folder of the built set that a registered task reads; None for tasks that read something else."""
+    import seqio
+
+    source = seqio.TaskRegistry.get(name).source
+    if config.dir and hasattr(source, "at"):
+        source = source.at(os.path.expanduser(config.dir))
+    folder = getattr(source, "folder", None)
+    return None if folder is None else Path(folder)
 
 
 def count_pictures(config: DataConfig, name: str, split: str) -> int | None:

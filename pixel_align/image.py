@@ -123,6 +123,38 @@ def _place(image: np.ndarray, placement: Placement) -> np.ndarray:
     return result
 
 
+def read_mask(png: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The bytes of a black and white PNG -> Bool[H, W], True where it is not black.
+
+    Raises:
+      ImageError: not a picture of one channel, or too large.
+    """
+    with PIL.Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        if picture.width * picture.height > max_pixels or picture.mode not in ("1", "L"):
+            raise ImageError(
+                f"mask is {picture.width} x {picture.height} in mode {picture.mode}, expected one channel and at most "
+                f"{max_pixels} pixels. Build the set again."
+            )
+        return np.asarray(picture) > 0
+
+
+def write_mask(mask: np.ndarray) -> bytes:
+    """Bool[H, W] -> the bytes of a PNG of one bit a pixel."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.asarray(mask, bool)).save(buffer, "PNG", optimize=False)
+    return buffer.getvalue()
+
+
+def mask_to_cells(mask: np.ndarray, placement: Placement, side: int) -> np.ndarray:
+    """Bool[H, W] of the original -> Bool[side, side], the canvas in cells: which are more than half inside.
+
+    It goes where the pixels go: the same crop, the same size, the same mirror.
+    """
+    canvas = _place(np.repeat(np.uint8(255) * mask[..., None], 3, axis=-1), placement)[..., 0]
+    small = PIL.Image.fromarray(canvas).resize((side, side), PIL.Image.Resampling.BOX)
+    return np.asarray(small) > 127
+
+
 def _to_8_bits(gray: np.ndarray, mode: str) -> np.ndarray:
     """Gray values [H, W] of a PIL mode I;16, I or F -> uint8[H, W].
 

@@ -7,6 +7,27 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
+class Region:
+    """A part of a picture and its words.
+
+    Attributes:
+      text: what names or describes it.
+      box: Float[4], xyxy. mask: Bool[H, W], None where none was asked for.
+      score: of the mask, the IoU that the model expects of it; 1 where there is none.
+    """
+
+    text: str
+    box: np.ndarray
+    mask: np.ndarray | None = None
+    score: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers; a mask as uncompressed COCO run lengths."""
+        document = {"text": self.text, "box": _hundredths(np.asarray(self.box)), "score": round(self.score, 4)}
+        return document if self.mask is None else document | {"mask": run_lengths(self.mask)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """What the model says about a picture, in pixels of the original.
 
@@ -18,6 +39,7 @@ class Prediction:
       points: Float[W, P, 2], the predicted points of each word, xy. Empty where words have no places.
       boxes: Float[W, 4], xyxy, the smallest box around a word's points. Empty as points are.
       placed: Bool[W], whether the model says that the word has a place at all (always, for models that do not say it).
+      regions: parts of the picture with words of their own, in modes that speak of parts.
       scores: Float[W], the probability of each word given what was said before it, in 0..1.
     """
 
@@ -30,6 +52,15 @@ class Prediction:
     boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4), np.float32))
     placed: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     scores: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    regions: list[Region] = dataclasses.field(default_factory=list)
+
+    def marks(self) -> tuple[list[str], list[Any], list[Any], list[Any] | None]:
+        """(words, points, boxes, masks) to be drawn: regions where there are any, else words; see `draw.annotate`."""
+        if self.regions:
+            corners = [np.asarray(region.box).reshape(2, 2).mean(axis=0, keepdims=True) for region in self.regions]
+            boxes, masks = [region.box for region in self.regions], [region.mask for region in self.regions]
+            return [region.text for region in self.regions], corners, boxes, masks
+        return self.words, *self.places(), None
 
     def places(self) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
         """(points, boxes) of each word, None for words without a place: what `draw.annotate` takes."""
@@ -49,7 +80,18 @@ class Prediction:
                 entry["placed"] = bool(self.placed[i])
             words.append(entry)
         height, width = self.size
-        return {"text": self.text, "words": words, "logprob": round(self.logprob, 4), "width": width, "height": height}
+        document = {"text": self.text, "words": words, "logprob": round(self.logprob, 4)}
+        if self.regions:
+            document["regions"] = [region.to_json() for region in self.regions]
+        return document | {"width": width, "height": height}
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Bool[H, W] -> {"size": [H, W], "counts": [...]}: lengths of runs down the columns, the first of False (COCO)."""
+    cells = np.asarray(mask, bool).T.reshape(-1)
+    edges = np.flatnonzero(cells[1:] != cells[:-1]) + 1
+    counts = np.diff([0, *edges, len(cells)]).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if len(cells) and cells[0] else counts}
 
 
 def _hundredths(pixels: np.ndarray) -> Any:

@@ -23,6 +23,10 @@ from pixel_align.text_alignment import split_words
 _SPACE_PIECE = "\u2581"  # SentencePiece writes the space before a word into the word's first piece
 
 
+# How region sets and prediction ask; {text} stands for the words of each region. Published (PixelLLM's recipes).
+INSTRUCTIONS = {"refer": "where is {text}", "describe": "an object of"}
+
+
 class Vocabulary(abc.ABC):
     """A token vocabulary held whole in memory, so that a checkpoint can carry its own copy.
 

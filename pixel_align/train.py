@@ -19,7 +19,8 @@ import rich.progress
 from pixel_align import data, losses, models, optim, param_rules, sharding, text
 from pixel_align.batch import check
 from pixel_align.checkpoints import store
-from pixel_align.evaluation import evaluator
+from pixel_align.evaluation import evaluator, seen
+from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Eval, Experiment
 from pixel_align.metrics_log import MetricsLog
 from pixel_align.settings import from_json, to_json, to_plain
@@ -98,8 +99,8 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     for read, _ in streams:
         if read.batch_size % readers:
             raise ValueError(
-                f"data.batch_size of {read.mixture} is {read.batch_size}, expected a multiple of {readers}, the devices "
-                "that see different examples. Change it or the mesh."
+                f"data.batch_size of {read.mixture} is {read.batch_size}, expected a multiple of {readers}, the "
+                "devices that see different examples. Change it or the mesh."
             )
     rules = family.rules(config.model)
     abstract_params = jax.eval_shape(lambda: init_params(config))
@@ -137,6 +138,12 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
 
     # Only now: a run that could not be resumed leaves what was there as it was.
     store.write_header(checkpoints, to_json(config), vocabulary)
+    history = training_history(config)
+    if jax.process_index() == 0:
+        history.write(checkpoints)
+    asked = {f"{e.task}/{e.split}": seen.read(data.set_folder(config.data, e.task), e.split) for e in config.evals}
+    for overlap in seen.overlaps(history, asked):
+        console.print(str(overlap), highlight=False, soft_wrap=True)
 
     # ---- Loop
     train_step = jax.jit(
@@ -156,7 +163,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         # A run that was killed between saving a step and evaluating it.
         for evaluation in _due(config, first) if first else ():
             if not log.holds(first, _name(evaluation)):
-                _evaluate(config, evaluation, state.best_params, vocabulary, workdir, first, log, console)
+                _evaluate(config, evaluation, state.best_params, vocabulary, history, workdir, first, log, console)
         bar = progress.add_task("train", total=config.train.steps, completed=first, said="")
         told = -np.inf
         begun, begun_at = time.perf_counter(), first
@@ -194,7 +201,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
                 keeper.save(step, saved_arrays(state), positions)
             for evaluation in _due(config, step):
                 _check_finite(step, metrics, keeper)
-                _evaluate(config, evaluation, state.best_params, vocabulary, workdir, step, log, console)
+                _evaluate(config, evaluation, state.best_params, vocabulary, history, workdir, step, log, console)
                 # An evaluation is not training time.
                 begun, begun_at = time.perf_counter(), step
     return state
@@ -211,6 +218,19 @@ def find_vocabulary(config: Experiment, checkpoints: Path) -> text.Vocabulary:
             "data.vocabulary is '', expected a SentencePiece .model file. Give it: --set data.vocabulary=FILE."
         )
     return text.load_vocabulary(config.data.vocabulary or checkpoints)
+
+
+def training_history(config: Experiment) -> Seen:
+    """The pictures that a run is trained on, those of the checkpoint that it begins with included."""
+    own = {
+        f"{task}/{read.split}": seen.read(data.set_folder(read, task), read.split)
+        for _, read in config.batches()
+        for task in data.rates(read)
+    }
+    if not config.init.checkpoint:
+        return Seen.of(own)
+    before = Seen.read(store.find(config.init.checkpoint)[0])
+    return Seen.of(own, before or Seen(unknown=("init.checkpoint",)))
 
 
 def check_resumable(config: Experiment, checkpoints: Path, vocabulary: text.Vocabulary) -> None:
@@ -293,13 +313,14 @@ def _evaluate(
     evaluation: Eval,
     params: Any,
     vocabulary: text.Vocabulary,
+    history: Seen,
     workdir: Path,
     step: int,
     log: MetricsLog,
     console: rich.console.Console,
 ) -> None:
     """One evaluation inside a run: metrics into the log, a sheet of pictures into the work folder."""
-    result = evaluator.evaluate(config, evaluation, params, vocabulary)
+    result = evaluator.evaluate(config, evaluation, params, vocabulary, history=history)
     name = _name(evaluation)
     log.write(step, {f"{name}/{key}": value for key, value in result.metrics.items()})
     values = "  ".join(f"{key} {value:.4f}" for key, value in result.metrics.items())

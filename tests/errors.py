@@ -46,7 +46,7 @@ CASES = (
     Case("Not a picture", "pixel-align predict notes.txt --checkpoint runs/tiny"),
     Case("Half a picture", "pixel-align predict half.png --checkpoint runs/tiny"),
     Case("No checkpoint there", "pixel-align predict photo.png --checkpoint data"),
-    Case("Unknown mode", "pixel-align predict photo.png --checkpoint runs/tiny --mode refer"),
+    Case("Unknown mode", "pixel-align predict photo.png --checkpoint runs/tiny --mode detect"),
     Case(
         "A text where none is wanted",
         "pixel-align predict photo.png --checkpoint runs/tiny --mode caption --text 'a red circle'",

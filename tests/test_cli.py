@@ -125,12 +125,13 @@ def test_predict_writes_a_picture_json_and_the_sentence(folder: Path) -> None:
     assert json.loads(out)["text"] == said["text"] and not any("points" in word for word in json.loads(out)["words"])
 
 
-def test_evaluate_prints_a_table_and_leaves_three_files(folder: Path) -> None:
+def test_evaluate_prints_a_table_and_leaves_four_files(folder: Path) -> None:
     command = f"pixel-align evaluate --checkpoint runs/tiny --task {tiny.TASK} --limit 6 --batch-size 8 --controls"
     code, out, err = call(folder, command)
     assert code in (0, None)
     results = folder / "runs" / "tiny" / "evaluations" / f"{tiny.TASK}-validation"
-    assert {path.name for path in results.iterdir()} == {"metrics.json", "predictions.jsonl", "pictures.png"}
+    left = {"metrics.json", "predictions.jsonl", "targets.jsonl", "pictures.png"}
+    assert {path.name for path in results.iterdir()} == left
     figures = json.loads((results / "metrics.json").read_text())
     assert figures.pop("examples") == 6 == len((results / "predictions.jsonl").read_text().splitlines())
     for name, value in figures.items():

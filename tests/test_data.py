@@ -230,6 +230,8 @@ def test_a_broken_picture_is_named(vocabulary: SentencePieceVocabulary) -> None:
 class Recorder:
     """Stands in for the converter: says which example came and what its generator draws; remembers its calls."""
 
+    regions = 1
+
     def __init__(self) -> None:
         self.calls: list[str] = []
 
@@ -341,6 +343,8 @@ def test_mixtures_follow_their_rates_and_resume(config: DataConfig, mixture: str
 class Broken:
     def __init__(self, after: int) -> None:
         self.left = after
+
+    regions = 1
 
     def __call__(self, example: Any, rng: Any = None) -> tuple[Any, Any]:
         self.left -= 1

@@ -205,7 +205,8 @@ def test_killed_in_a_step_and_in_a_save_the_run_goes_on_bit_for_bit(
     assert "resumed at step 4" in done.stderr
     assert losses_of(workdir) == expected  # floats as they are: bit for bit
     assert store.steps_of(checkpoints) == [4, 8, 12]
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["12", "4", "8", "config.json", "vocabulary.model"]
+    beside = ["config.json", "images_seen_in_training.json.gz", "vocabulary.model"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["12", "4", "8", *beside]
 
 
 def test_eight_devices_learn_what_one_does(uninterrupted: tuple[Path, str], tiny_run: Path) -> None:

@@ -17,7 +17,8 @@ import rich.progress
 
 from pixel_align import data, draw, geometry, image, models, predict, text
 from pixel_align.converter import string
-from pixel_align.evaluation import traces
+from pixel_align.evaluation import seen, traces
+from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Eval, Experiment
 from pixel_align.prediction import Prediction
 
@@ -33,12 +34,14 @@ class Result:
       metrics: name -> figure, the house's keys; controls stand as "shuffled/...", "swapped/...", "center/...",
         "mean/...".
       predictions: one JSON-able dict per example, coordinates in pixels of the original.
+      targets: one JSON-able dict per example, what the predictions were scored against, without masks.
       pictures: a sheet of the first examples, None where none were asked for.
       examples: how many were scored.
     """
 
     metrics: dict[str, float]
     predictions: list[dict[str, Any]]
+    targets: list[dict[str, Any]]
     pictures: PIL.Image.Image | None
     examples: int
 
@@ -50,6 +53,7 @@ def evaluate(
     vocabulary: text.Vocabulary,
     *,
     controls: bool = False,
+    history: Seen | None = None,
     wrap: Wrap = lambda batches: batches,
 ) -> Result:
     """Scores a task, each example exactly once.
@@ -59,6 +63,7 @@ def evaluate(
       controls: also score what must fail: each text with the last picture before it that is another one (`shuffled`),
         what the mode adds (CONTROLS): each word with the place of another word of its sentence (`swapped`), readers
         without eyes (`center`, `mean`).
+      history: what the model was trained on: metrics then say how it does on pictures that it has not seen.
       wrap: put around the iterator of batches, for a progress bar.
 
     Raises:
@@ -83,6 +88,7 @@ def evaluate(
     shuffled: list[Any] = []
     others = _Others()
     lines: list[dict[str, Any]] = []
+    ids: list[str] = []
     drawn: list[tuple[np.ndarray, Prediction]] = []
     drawn_ids: set[str] = set()
     batches = data.evaluation_batches(
@@ -99,12 +105,12 @@ def evaluate(
             said.append(one.scored)
             lines.append({"id": string(example["example_id"]), **one.line, **one.prediction.to_json()})
             # One sentence of each picture: neighbours in a set are often of the same one.
-            seen = string(example["image_id"])
-            if len(drawn) < evaluation.pictures and seen not in drawn_ids:
-                drawn_ids.add(seen)
+            ids.append(string(example["image_id"]))
+            if len(drawn) < evaluation.pictures and ids[-1] not in drawn_ids:
+                drawn_ids.add(ids[-1])
                 drawn.append((image.read_image(example["image"]), one.prediction))
             row = jax.tree.map(lambda x, i=i: x[i], batch)
-            kept.append(_Seen(seen, jax.tree.map(lambda x, i=i: x[i], features), row, placement))
+            kept.append(_Seen(ids[-1], jax.tree.map(lambda x, i=i: x[i], features), row, placement))
         if controls:
             partners = [others.of(one) for one in kept]
             # The first pictures have none before them; rows that pad the batch repeat its first.
@@ -132,11 +138,15 @@ def evaluate(
         for name, (readings, keys) in CONTROLS[evaluation.mode](targets, said).items():
             failed = score(targets, readings)
             metrics |= _prefixed(name, {key: value for key, value in failed.items() if not keys or key in keys})
+    names = seen.read(data.set_folder(config.data, evaluation.task), evaluation.split)
+    metrics |= seen.figures(score, targets, said, ids, names, history)
     sheet = None
     if drawn:
-        pictures = [draw.annotate(pixels, p.words, *p.places()) for pixels, p in drawn]
+        pictures = [draw.annotate(pixels, *p.marks()) for pixels, p in drawn]
         sheet = draw.sheet(pictures, columns=min(4, len(pictures)))
-    return Result(metrics, lines, sheet, len(targets))
+    kept_targets = [{"id": line["id"], "image_id": name} for line, name in zip(lines, ids, strict=True)]
+    kept_targets = [known | _plain(target) for known, target in zip(kept_targets, targets, strict=True)]
+    return Result(metrics, lines, kept_targets, sheet, len(targets))
 
 
 def progress(config: Experiment, evaluation: Eval, console: rich.console.Console) -> Wrap:
@@ -164,7 +174,13 @@ def check(config: Experiment, evaluation: Eval) -> None:
     if evaluation.mode not in modes or modes[evaluation.mode].scoring is None:
         scored = ", ".join(name for name, mode in modes.items() if mode.scoring is not None)
         raise ValueError(f"mode is {evaluation.mode!r}, expected one that is scored: {scored}. Choose one of them.")
-    data.check_task(config.data, evaluation.task, evaluation.split)
+    held = data.check_task(config.data, evaluation.task, evaluation.split)
+    scoring = modes[evaluation.mode].scoring
+    if scoring is not None and (missing := [name for name in scoring.reads if name not in held]):
+        raise ValueError(
+            f"task {evaluation.task!r} has no {missing[0]}, expected a task that mode {evaluation.mode!r} reads. "
+            "Choose another mode or task."
+        )
     data.scorer(evaluation.task)
 
 
@@ -193,12 +209,16 @@ class _Others:
 
 
 def write(result: Result, folder: Path) -> None:
-    """metrics.json, predictions.jsonl and pictures.png, each whole or absent."""
+    """metrics.json, predictions.jsonl, targets.jsonl and pictures.png, each whole or absent."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in result.predictions)
+    lines, targets = (
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in part)
+        for part in (result.predictions, result.targets)
+    )
     finite = {name: value if np.isfinite(value) else None for name, value in result.metrics.items()}
     for name, content in (
         ("predictions.jsonl", lines),
+        ("targets.jsonl", targets),
         ("metrics.json", json.dumps({"examples": result.examples, **finite}, indent=2) + "\n"),
     ):
         partial = folder / f".{name}.partial"
@@ -206,6 +226,17 @@ def write(result: Result, folder: Path) -> None:
         partial.replace(folder / name)
     if result.pictures is not None:
         result.pictures.save(folder / "pictures.png")
+
+
+def _plain(target: Any) -> dict[str, Any]:
+    """A target as JSON has it; masks, which lie in the data set, are left out."""
+    if not isinstance(target, Mapping):
+        return {"target": target}
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
+        for name, value in target.items()
+        if name not in ("masks", "image_id")
+    }
 
 
 def _trace_controls(targets: list[Any], said: list[Any]) -> Controls:

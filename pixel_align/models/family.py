@@ -61,12 +61,14 @@ class Scoring:
       answer: (module, params, image features, request) -> arrays with a leading axis B; compiled.
       target: (example of the task, its placement) -> what the metrics take as target.
       said: (answer of one example as numpy, its target, vocabulary, placement) -> Said.
+      reads: what an example of such a task must hold, by name.
     """
 
     request: Callable[[Any, Any], Any]
     answer: Callable[[Any, Any, Any, Any], Any]
     target: Callable[[Mapping[str, Any], Placement], Any]
     said: Callable[[Any, Any, Vocabulary, Placement], Said]
+    reads: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,17 +15,41 @@ import jax.numpy as jnp
 from pixel_align import geometry, losses, param_rules
 from pixel_align.batch import Batch, Outputs, PromptPoints, RegionOutputs, Shape, spec
 from pixel_align.models.family import ModelConfig
-from pixel_align.nn import eva_vit, location_head, prompt_encoder, prompt_extractor, region_head, sam_vit, t5
+from pixel_align.nn import (
+    eva_vit,
+    location_head,
+    mask_adapter,
+    mask_decoder,
+    prompt_encoder,
+    prompt_extractor,
+    region_head,
+    sam_vit,
+    t5,
+)
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.eva_vit import EvaVitConfig
-from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, grid
+from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, fuse, grid
 from pixel_align.nn.location_head import LocationHead, LocationHeadConfig
 from pixel_align.nn.lora import LoRAConfig
+from pixel_align.nn.mask_adapter import MaskAdapter, MaskAdapterConfig
+from pixel_align.nn.mask_decoder import MaskDecoder, MaskDecoderConfig
 from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from pixel_align.nn.prompt_extractor import PromptExtractor, PromptExtractorConfig
 from pixel_align.nn.region_head import RegionHead, RegionHeadConfig, grid_anchors, query_anchors, query_grid
 from pixel_align.nn.sam_vit import SamVitConfig
 from pixel_align.nn.t5 import T5, T5Config
+
+BEGIN, END = 0, 1  # tokens: T5 begins a text with its padding
+MASK_CELLS = 4  # of a mask, a side, for each cell of SAM's map
+
+
+@dataclasses.dataclass(frozen=True)
+class MasksConfig:
+    """Segmentation: SAM's mask decoder, asked with the predicted box and a correction that is learned."""
+
+    enabled: bool = False
+    decoder: MaskDecoderConfig = dataclasses.field(default_factory=MaskDecoderConfig)
+    adapter: MaskAdapterConfig = dataclasses.field(default_factory=MaskAdapterConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +61,7 @@ class LossConfig:
     presence: float = 0.1  # of the cross-entropy of "has a place", where the head says it
     map_regions: float = 1.0  # dense first stage on the image map
     query_regions: float = 1.0  # dense first stage on the extractor's queries
+    mask: float = 1.0  # of 20 focal + dice + error of the predicted IoU
     label_smoothing: float = 0.1
 
 
@@ -52,6 +77,7 @@ class PixelLLMConfig(ModelConfig):
     text: T5Config = dataclasses.field(default_factory=T5Config)
     location: LocationHeadConfig = dataclasses.field(default_factory=LocationHeadConfig)
     regions: RegionHeadConfig = dataclasses.field(default_factory=RegionHeadConfig)
+    masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     @classmethod
@@ -101,6 +127,42 @@ class PixelLLMConfig(ModelConfig):
                 f"model.shape.prompt_points is {self.shape.prompt_points} and model.prompt.points is False, expected a "
                 "prompt encoder that reads points. Set model.prompt.points=True."
             )
+        if self.masks.enabled:
+            self._check_masks()
+
+    def _check_masks(self) -> None:
+        sam = encoders(self.image).get("sam")
+        if sam is None or not self.prompt.masks:
+            raise ValueError(
+                f"model.masks is enabled with image encoders {', '.join(encoders(self.image))} and model.prompt.masks "
+                f"{self.prompt.masks}, expected sam among them and True. Choose image.kind=fusion or sam_vit, and set "
+                "model.prompt.masks=True."
+            )
+        widths = (sam.output_width, self.prompt.width, self.masks.decoder.width, self.masks.adapter.width)
+        if len(set(widths)) > 1:
+            raise ValueError(
+                f"widths of image.sam.output, prompt, masks.decoder and masks.adapter are {widths}, expected one "
+                "value: what the mask decoder reads. Set them alike."
+            )
+        if self.shape.mask not in (0, side := MASK_CELLS * sam.grid(self.shape.canvas)):
+            raise ValueError(
+                f"model.shape.mask is {self.shape.mask}, expected {side}, four cells a side for each cell of SAM's "
+                "map, or 0 where no masks are trained. Set it."
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ImageMaps:
+    """What is kept of a picture.
+
+    Attributes:
+      fused: Float[B, h, w, D], what the language model reads.
+      sam: Float[B, h', w', D'], SAM's own map, which the mask decoder reads; None where there is none.
+    """
+
+    fused: jax.Array
+    sam: jax.Array | None = None
 
 
 class PixelLLM(nn.Module):
@@ -125,10 +187,14 @@ class PixelLLM(nn.Module):
             self.map_regions = RegionHead(c.regions, c.text.vocab_size)
         if c.regions.enabled and c.regions.on_queries:
             self.query_regions = RegionHead(c.regions, c.text.vocab_size)
+        if c.masks.enabled:
+            self.mask_adapter = MaskAdapter(c.masks.adapter)
+            self.mask_decoder = MaskDecoder(c.masks.decoder)
 
-    def encode_image(self, images: jax.Array, valid_size: jax.Array, *, train: bool = False) -> jax.Array:
-        """UInt8[B, H, W, 3] on the canvas, Int[B, 2] (height, width) -> image features Float[B, h, w, D]."""
-        return self.image(images, valid_size, train=train)
+    def encode_image(self, images: jax.Array, valid_size: jax.Array, *, train: bool = False) -> ImageMaps:
+        """UInt8[B, H, W, 3] on the canvas, Int[B, 2] (height, width) -> image features."""
+        maps = self.image.maps(images, valid_size, train=train)
+        return ImageMaps(fuse(list(maps.values())), maps["sam"] if self.config.masks.enabled else None)
 
     def encode_prompt(
         self, features: jax.Array, prompt_boxes: jax.Array, prompt_points: PromptPoints | None = None
@@ -173,20 +239,64 @@ class PixelLLM(nn.Module):
         """Text features Float[..., D] -> logit Float32[...] that the last word has a place; None without that head."""
         return self.presence(features)[..., 0] if self.config.location.presence else None
 
+    def boxes(self, points: jax.Array, tokens: jax.Array, valid_size: jax.Array) -> jax.Array:
+        """The box of what a whole text names: that of its last word's points, ordered and inside the picture.
+
+        Args:
+          points: Float[B, N, T, P, 2], of the states that have read tokens Int[B, N, T].
+
+        Returns:
+          Float32[B, N, 4] in [0, 1] of the canvas.
+        """
+        last = jnp.broadcast_to(last_word(tokens)[..., None, None, None], (*tokens.shape[:2], 1, *points.shape[3:]))
+        points = jnp.take_along_axis(points, last, axis=2)[:, :, 0]
+        fraction = valid_size[:, None, ::-1].astype(jnp.float32) / self.config.shape.canvas
+        low, high = (jnp.clip(f(points, axis=2), 0, fraction) for f in (jnp.min, jnp.max))
+        return jnp.concatenate([low, high], axis=-1)
+
+    def segment(
+        self, maps: ImageMaps, visual: jax.Array, text: jax.Array, tokens: jax.Array, boxes: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The mask of each region.
+
+        Args:
+          visual: Float[B, M, Q, E], visual tokens. text: Float[B, N, T, D], text features of tokens Int[B, N, T].
+          boxes: Float[B, N, 4], predicted.
+
+        Returns:
+          Logits Float32[B, N, 1, S, S] on the canvas and the predicted IoU Float32[B, N, 1].
+        """
+        assert maps.sam is not None  # kept where masks are enabled
+        spoken = jnp.arange(tokens.shape[2]) <= last_word(tokens)[..., None]
+        corners = self.prompt.boxes(boxes, self.config.shape.canvas)[:, :, :2]
+        corners = corners + self.mask_adapter(visual, text, spoken)
+        code = self.prompt.grid(*maps.sam.shape[1:3])
+        return self.mask_decoder(maps.sam, code, corners, dense=self.prompt.dense())
+
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """The teacher-forced pass over a batch."""
-        features = self.encode_image(batch.images, batch.valid_size, train=train)
+        maps = self.encode_image(batch.images, batch.valid_size, train=train)
+        features = maps.fused
         visual = self.encode_prompt(features, batch.prompt_boxes, batch.prompt_points)
         prefix, mask = self.encode_prefix(visual, batch.instruction_tokens, batch.instruction_mask, train=train)
         b, n, t = batch.text_tokens.shape
         text = self.decode_text(batch.text_tokens.reshape(b * n, t), prefix, mask, train=train).reshape(b, n, t, -1)
+        points = self.locate(text, batch.valid_size)
+        masks = iou = None
+        # A batch without masks pays for none, but parameters are made by any.
+        if self.config.masks.enabled and (batch.masks is not None or self.is_initializing()):
+            # As in use, where boxes are what was predicted; masks do not teach where the box is.
+            boxes = jax.lax.stop_gradient(self.boxes(points, batch.text_tokens, batch.valid_size))
+            masks, iou = self.segment(maps, visual, text, batch.text_tokens, boxes)
         return Outputs(
             text_features=self.text.drop_features(text, train=train),
             vocabulary_kernel=self.text.logits_kernel(),
-            points=self.locate(text, batch.valid_size),
+            points=points,
             presence=self.has_place(text),
             map_regions=self._map_regions(features),
             query_regions=self._query_regions(visual),
+            masks=masks,
+            iou=iou,
         )
 
     def _map_regions(self, features: jax.Array) -> RegionOutputs | None:
@@ -225,6 +335,12 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
         # Only of texts that have places: where a data set has none, a word without a place says nothing.
         told = (batch.text_mask & valid) * batch.weights.point[:, None, None]
         terms["presence"] = c.presence, losses.presence(outputs.presence, batch.locate, told)
+    if c.mask and outputs.masks is not None and outputs.iou is not None and batch.masks is not None:
+        asked = batch.masks.given * batch.valid * batch.weights.mask[:, None]
+        terms["mask"] = (
+            c.mask,
+            losses.mask(outputs.masks, outputs.iou, batch.masks.cells, batch.valid_size, config.shape.canvas, asked),
+        )
     for name, weight, found, rows, columns in (
         ("map_regions", c.map_regions, outputs.map_regions, *grid(config.image, config.shape.canvas)),
         ("query_regions", c.query_regions, outputs.query_regions, *query_grid(config.extractor.queries)),
@@ -241,6 +357,12 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
         region_weights = batch.weights.region * batch.valid.any(axis=1)
         terms[name] = weight, losses.regions(found, batch.regions, anchors, spacing, region_weights)
     return terms
+
+
+def last_word(tokens: jax.Array) -> jax.Array:
+    """Int[..., T], BOS w1 .. wn EOS -> Int[...], where wn stands; the last token of a text that was cut before EOS."""
+    ends = tokens == END
+    return jnp.where(ends.any(-1), jnp.maximum(jnp.argmax(ends, axis=-1) - 1, 0), tokens.shape[-1] - 1)
 
 
 def batch_spec(config: PixelLLMConfig, batch_size: int) -> Batch:
@@ -270,6 +392,9 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
         parts["presence"] = dataclasses.replace(
             small, weight_decay=projection.weight_decay, trainable=((r".*", not config.location.frozen),)
         )
+    if config.masks.enabled:
+        parts["mask_adapter"] = mask_adapter.rules(config.masks.adapter)
+        parts["mask_decoder"] = mask_decoder.rules(config.masks.decoder)
     for name, asked in (("map_regions", config.regions.on_map), ("query_regions", config.regions.on_queries)):
         if config.regions.enabled and asked:
             parts[name] = region_head.rules(config.regions)

@@ -5,7 +5,7 @@ the state that has read a word says where that word is.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,13 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixel_align import converter, decoding, geometry, text
+from pixel_align import converter, decoding, geometry, image, text
 from pixel_align.batch import Array, Batch, PromptPoints
 from pixel_align.converter import Augment, PixelFeatureConverter
 from pixel_align.models.family import Family, Mode, Said, Scoring, register
-from pixel_align.models.pixel_llm import PixelLLM, PixelLLMConfig, batch_spec, loss, rules
-from pixel_align.prediction import Prediction
-from pixel_align.text import Vocabulary
+from pixel_align.models.pixel_llm import (
+    BEGIN,
+    END,
+    ImageMaps,
+    PixelLLM,
+    PixelLLMConfig,
+    batch_spec,
+    loss,
+    rules,
+)
+from pixel_align.nn.mask_decoder import best
+from pixel_align.prediction import Prediction, Region
+from pixel_align.text import INSTRUCTIONS, Vocabulary
 from pixel_align.text_alignment import split_words
 
 
@@ -61,19 +71,35 @@ class Answer:
     logprobs: Array
 
 
-def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """Where the texts of a request are.
+
+    Attributes:
+      boxes: Float32[B, N, 4] in [0, 1] of the canvas, ordered, inside the picture.
+      masks: Float32[B, N, S, S], logits over the canvas; None where they are not asked for.
+      iou: Float32[B, N], the IoU that the model expects of each mask.
+    """
+
+    boxes: Array
+    masks: Array | None = None
+    iou: Array | None = None
+
+
+def write(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> Answer:
     """The model's own text, greedily, and the place of each token from the same pass."""
     bound = model.bind({"params": params})
     b, n, _ = request.instruction_tokens.shape
     t = model.config.shape.text
-    prefix, mask = _prefix(bound, features, request)
+    prefix, mask = _prefix(bound, maps, request)[1:]
 
     def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, jax.Array, Any]:
         text_features, cache = bound.text.decode_step(tokens, cache)
         return text_features, bound.text.logits(text_features), cache
 
     decoded = decoding.greedy(
-        step, bound.text.init_cache(prefix, mask, t), bos_id=0, eos_id=1, length=t - 1, batch=b * n
+        step, bound.text.init_cache(prefix, mask, t), bos_id=BEGIN, eos_id=END, length=t - 1, batch=b * n
     )
     text_features = decoded.features.reshape(b, n, t - 1, -1)
     return Answer(
@@ -84,11 +110,11 @@ def write(model: PixelLLM, params: Any, features: jax.Array, request: Request) -
     )
 
 
-def read(model: PixelLLM, params: Any, features: jax.Array, request: Request, text_tokens: jax.Array) -> Answer:
+def read(model: PixelLLM, params: Any, maps: ImageMaps, request: Request, text_tokens: jax.Array) -> Answer:
     """A given text, read in one parallel pass, and the place of each of its tokens."""
     bound = model.bind({"params": params})
     b, n, t = text_tokens.shape
-    prefix, mask = _prefix(bound, features, request)
+    prefix, mask = _prefix(bound, maps, request)[1:]
     tokens = text_tokens.reshape(b * n, t)
     text_features = bound.decode_text(tokens, prefix, mask)
     logits = bound.text.logits(text_features[:, :-1])
@@ -108,16 +134,47 @@ def _presence(bound: PixelLLM, features: jax.Array) -> jax.Array:
     return jnp.ones(features.shape[:-1]) if logits is None else nn.sigmoid(logits)
 
 
-def _prefix(bound: PixelLLM, features: jax.Array, request: Request) -> tuple[jax.Array, jax.Array]:
-    visual = bound.encode_prompt(features, request.prompt_boxes, request.prompt_points)
-    return bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
+def _prefix(bound: PixelLLM, maps: ImageMaps, request: Request) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(visual tokens, encoded prefix, its mask)."""
+    visual = bound.encode_prompt(maps.fused, request.prompt_boxes, request.prompt_points)
+    return visual, *bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
 
 
-def answer(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> Answer:
+def refer(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> Regions:
+    """The place of what each given text names, read in one parallel pass."""
+    return _regions(model, params, maps, request, masks=False)
+
+
+def segment(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> Regions:
+    """The same with masks.
+
+    Raises:
+      ValueError: a model that makes none.
+    """
+    if not model.config.masks.enabled:
+        raise ValueError("mode is 'segment', expected a model with model.masks.enabled. Use mode 'refer', or another.")
+    return _regions(model, params, maps, request, masks=True)
+
+
+def _regions(model: PixelLLM, params: Any, maps: ImageMaps, request: Request, *, masks: bool) -> Regions:
+    bound = model.bind({"params": params})
+    tokens = request.text_tokens
+    assert tokens is not None  # these modes have a text
+    b, n, t = tokens.shape
+    visual, prefix, mask = _prefix(bound, maps, request)
+    text_features = bound.decode_text(tokens.reshape(b * n, t), prefix, mask).reshape(b, n, t, -1)
+    boxes = bound.boxes(bound.locate(text_features, request.valid_size), tokens, request.valid_size)
+    if not masks:
+        return Regions(boxes)
+    logits, iou = bound.segment(maps, visual, text_features, tokens, boxes)
+    return Regions(boxes, *best(logits, iou))
+
+
+def answer(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> Answer:
     """The given text read, or one written where none is given."""
     if request.text_tokens is None:
-        return write(model, params, features, request)
-    return read(model, params, features, request, request.text_tokens)
+        return write(model, params, maps, request)
+    return read(model, params, maps, request, request.text_tokens)
 
 
 # ---- From what a user says to a request, and from an answer to a prediction
@@ -189,6 +246,42 @@ def ask_trace(
     return dataclasses.replace(request, text_tokens=tokens)
 
 
+def ask_refer(
+    config: PixelLLMConfig, vocabulary: Vocabulary, placement: geometry.Placement, *, text: str = ""
+) -> Request:
+    """The request for the place of what a text names, about the whole picture.
+
+    Raises:
+      ValueError: no text, or one that is too long.
+    """
+    if not text.strip():
+        raise ValueError("text is empty, expected the words that name something. Give it.")
+    instruction = INSTRUCTIONS["refer"].replace("{text}", text)
+    return ask_trace(config, vocabulary, placement, text=text, instruction=instruction)
+
+
+def ask_describe(
+    config: PixelLLMConfig,
+    vocabulary: Vocabulary,
+    placement: geometry.Placement,
+    *,
+    box: Any = None,
+    points: Any = None,
+    foreground: Any = None,
+) -> Request:
+    """The request for words about a part of a picture, see `ask_caption`.
+
+    Raises:
+      ValueError: neither box nor points.
+    """
+    if box is None and points is None:
+        raise ValueError("box and points are missing, expected one of them. Say what is to be described.")
+    instruction = INSTRUCTIONS["describe"]
+    return ask_caption(
+        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground
+    )
+
+
 def _box(box: Any, placement: geometry.Placement) -> np.ndarray:
     """A box in pixels of the original, or None for the whole picture -> Float32[4] on the canvas."""
     if box is None:
@@ -247,6 +340,42 @@ def tell_caption(
     return Prediction(told.text, told.size, told.logprob, told.words, told.word_spans, scores=told.scores)
 
 
+def tell_describe(
+    answer: Answer, vocabulary: Vocabulary, placement: geometry.Placement, said: Mapping[str, Any]
+) -> Prediction:
+    """The words, and the box that was asked about."""
+    told = tell_caption(answer, vocabulary, placement, said)
+    box = said.get("box")
+    return told if box is None else dataclasses.replace(told, regions=_as_regions([told.text], [box]))
+
+
+def tell_regions(
+    answer: Regions, vocabulary: Vocabulary, placement: geometry.Placement, said: Mapping[str, Any]
+) -> Prediction:
+    """The text that was given, with its box and, where it was asked for, its mask."""
+    return _predicted_regions(answer, [said["text"]], placement)
+
+
+def _predicted_regions(answer: Regions, texts: Sequence[str], placement: geometry.Placement) -> Prediction:
+    """The first regions of an answer, as many as there are texts, in pixels of the original."""
+    boxes = placement.to_original(np.asarray(answer.boxes[: len(texts)])).reshape(-1, 4)
+    boxes = geometry.clip_boxes(boxes, np.asarray([0, 0, *placement.original_size[::-1]], np.float32))
+    masks = None if answer.masks is None else list(geometry.masks_to_original(answer.masks[: len(texts)], placement))
+    return Prediction("; ".join(texts), placement.original_size, regions=_as_regions(texts, boxes, masks, answer.iou))
+
+
+def _as_regions(texts: Sequence[str], boxes: Any, masks: Any = None, iou: Any = None) -> list[Region]:
+    return [
+        Region(
+            text,
+            np.asarray(boxes[k], np.float32),
+            None if masks is None else masks[k],
+            1.0 if iou is None else float(iou[k]),
+        )
+        for k, text in enumerate(texts)
+    ]
+
+
 def assemble(
     answer: Answer, vocabulary: Vocabulary, placement: geometry.Placement, given: str | None = None
 ) -> Prediction:
@@ -301,10 +430,10 @@ def request_of(batch: Batch, pictures: Batch) -> Request:
     )
 
 
-def answer_both(model: PixelLLM, params: Any, features: jax.Array, request: Request) -> tuple[Answer, Answer]:
+def answer_both(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> tuple[Answer, Answer]:
     """(the given text read, the model's own)."""
     assert request.text_tokens is not None  # a task has its text
-    return read(model, params, features, request, request.text_tokens), write(model, params, features, request)
+    return read(model, params, maps, request, request.text_tokens), write(model, params, maps, request)
 
 
 def trace_target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:
@@ -342,6 +471,48 @@ def said_of_trace(
     return Said(scored, written, {"target": target["text"], "read": given.to_json()["words"]})
 
 
+def asked_by_regions(batch: Batch, pictures: Batch) -> Request:
+    """The boxes of a batch, asked about the pictures of another or of itself."""
+    return dataclasses.replace(request_of(batch, pictures), prompt_boxes=batch.prompt_boxes, text_tokens=None)
+
+
+def region_target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:
+    """An example of a region set -> what the metrics of referring and of region captions read, in pixels."""
+    size = placement.original_size
+    pngs = [bytes(png) for png in example["region_mask"]]
+    return {
+        "image_id": converter.string(example["image_id"]),
+        "region_id": [converter.string(one) for one in example["region_id"]],
+        "object_id": [converter.string(one) for one in example["object_id"]],
+        "region_text": [converter.string(one) for one in example["region_text"]],
+        "boxes": geometry.to_pixels(np.asarray(example["region_box"], np.float64).reshape(-1, 4), size),
+        "masks": [image.read_mask(png) if png else None for png in pngs],
+        "size": size,
+    }
+
+
+def said_of_regions(
+    answer: Regions, target: Mapping[str, Any], vocabulary: Vocabulary, placement: geometry.Placement
+) -> Said:
+    """Boxes and masks of the expressions of one example."""
+    told = _predicted_regions(answer, target["region_text"], placement)
+    scored = {
+        "boxes": np.asarray([region.box for region in told.regions]).reshape(-1, 4),
+        "masks": None if answer.masks is None else [region.mask for region in told.regions],
+    }
+    return Said(scored, told, {"region_id": target["region_id"]})
+
+
+def said_of_descriptions(
+    answer: Answer, target: Mapping[str, Any], vocabulary: Vocabulary, placement: geometry.Placement
+) -> Said:
+    """What is said about each region of one example."""
+    regions = range(len(target["region_text"]))
+    texts = [vocabulary.decode_with_spans(answer.tokens[k])[0] for k in regions]
+    told = Prediction("; ".join(texts), placement.original_size, regions=_as_regions(texts, target["boxes"]))
+    return Said({"texts": texts}, told, {"region_id": target["region_id"], "target": target["region_text"]})
+
+
 # ---- The family
 
 
@@ -359,14 +530,26 @@ def make_converter(config: PixelLLMConfig, vocabulary: Vocabulary, augment: Augm
     return PixelFeatureConverter(config.shape, vocabulary, augment)
 
 
-def encode_images(model: PixelLLM, params: Any, images: jax.Array, valid_size: jax.Array) -> jax.Array:
+def encode_images(model: PixelLLM, params: Any, images: jax.Array, valid_size: jax.Array) -> ImageMaps:
     """UInt8[B, H, W, 3], Int[B, 2] -> the image features that every request about these pictures reads."""
     return model.bind({"params": params}).encode_image(images, valid_size)
 
 
+_TRACE = ("text", "word_spans", "word_boxes", "object_boxes")
+_REGIONS = ("region_id", "region_text", "region_box", "region_mask")
 MODES = {
-    "trace": Mode(ask_trace, answer, tell_trace, Scoring(request_of, answer_both, trace_target, said_of_trace)),
+    "trace": Mode(ask_trace, answer, tell_trace, Scoring(request_of, answer_both, trace_target, said_of_trace, _TRACE)),
     "caption": Mode(ask_caption, answer, tell_caption),
+    "refer": Mode(ask_refer, refer, tell_regions, Scoring(request_of, refer, region_target, said_of_regions, _REGIONS)),
+    "segment": Mode(
+        ask_refer, segment, tell_regions, Scoring(request_of, segment, region_target, said_of_regions, _REGIONS)
+    ),
+    "describe": Mode(
+        ask_describe,
+        answer,
+        tell_describe,
+        Scoring(asked_by_regions, answer, region_target, said_of_descriptions, _REGIONS),
+    ),
 }
 
 register(

@@ -82,12 +82,19 @@ class ImageFeatures(nn.Module):
             self.sam = SamVit(sam)
 
     def __call__(self, images: jax.Array, valid_size: jax.Array, *, train: bool = False) -> jax.Array:
-        """train: whether an encoder's drop-path runs; its random bits come from "dropout"."""
-        maps = []
+        """All maps laid on each other; see `maps`."""
+        return fuse(list(self.maps(images, valid_size, train=train).values()))
+
+    def maps(self, images: jax.Array, valid_size: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """The map of each encoder on its own grid, Float[B, h, w, its width].
+
+        train: whether an encoder's drop-path runs; its random bits come from "dropout".
+        """
+        found = {}
         for name, config in encoders(self.config).items():
             x = normalize(images, valid_size, config.mean, config.std)
-            maps.append(self.eva(x, train=train) if name == "eva" else self.sam(x))
-        return fuse(maps)
+            found[name] = self.eva(x, train=train) if name == "eva" else self.sam(x)
+        return found
 
 
 def fuse(maps: list[jax.Array]) -> jax.Array:

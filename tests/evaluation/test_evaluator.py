@@ -127,7 +127,8 @@ def test_pictures_are_of_the_first_examples(predictor: Predictor, experiment: Ex
     [
         ({"task": "synthetic_narrative"}, "Did you mean 'synthetic_narratives'"),
         ({"split": "test"}, r"split is 'test', expected one of \['train', 'validation'\]"),
-        ({"mode": "refer"}, "mode is 'refer', expected one that is scored: trace"),
+        ({"mode": "caption"}, "mode is 'caption', expected one that is scored: trace"),
+        ({"mode": "refer"}, "task 'synthetic_narratives' has no region_id, expected a task that mode 'refer' reads"),
     ],
 )
 def test_what_cannot_be_evaluated(
@@ -184,6 +185,7 @@ def test_results_are_written_as_strict_json_lines_and_a_picture(whole: Result, t
         "metrics.json",
         "pictures.png",
         "predictions.jsonl",
+        "targets.jsonl",
     ]
 
     def refuse(constant: str) -> None:

@@ -72,13 +72,16 @@ def batch_spec(config: ColorConfig, size: int) -> ColorBatch:
     return ColorBatch(array((size, side, side, 3), np.uint8), array((size, 2), np.int32), array((size,), np.int32))
 
 
-def make_converter(config: ColorConfig, vocabulary: Any, augment: Any) -> Any:
-    def convert(example: Any, rng: Any = None) -> Any:
-        pixels, placement = converter.picture(example, config.shape.canvas, augment, rng)
-        word = vocabulary.encode(converter.string(example["text"]))[-1]
-        return ColorBatch(pixels, np.asarray(placement.valid_size, np.int32), np.int32(word)), placement
+class ColorConverter:
+    regions = 1
 
-    return convert
+    def __init__(self, config: ColorConfig, vocabulary: Any, augment: Any) -> None:
+        self.canvas, self.vocabulary, self.augment = config.shape.canvas, vocabulary, augment
+
+    def __call__(self, example: Any, rng: Any = None) -> Any:
+        pixels, placement = converter.picture(example, self.canvas, self.augment, rng)
+        word = self.vocabulary.encode(converter.string(example["text"]))[-1]
+        return ColorBatch(pixels, np.asarray(placement.valid_size, np.int32), np.int32(word)), placement
 
 
 def name(module: Color, params: Any, features: jax.Array, request: Any) -> jax.Array:
@@ -95,7 +98,7 @@ COLOR = Family(
     module=Color,
     loss=loss,
     batch_spec=batch_spec,
-    converter=make_converter,
+    converter=ColorConverter,
     rules=lambda config: param_rules.join(dict.fromkeys(("hidden", "word"), RULES)),
     encode_images=lambda module, params, images, valid_size: module.encode(images),
     modes={

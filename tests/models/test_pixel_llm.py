@@ -89,7 +89,7 @@ def _batch() -> Batch:
         token_points=rng.uniform(size=(B, N, T, 2, 2)).astype(np.float32),
         locate=np.broadcast_to([False, True, True, False, True, False], (B, N, T)) & (text > 1),
         valid=np.ones((B, N), bool),
-        weights=Weights(text=np.ones(B, np.float32), point=np.ones(B, np.float32), region=np.ones(B, np.float32)),
+        weights=Weights(*(np.full(B, weight, np.float32) for weight in (1, 1, 1, 0))),
         regions=RegionTargets(
             boxes=np.concatenate([low, low + 0.3], -1).astype(np.float32),
             mask=np.asarray([[True, True, False], [True, False, False]]),
@@ -293,7 +293,7 @@ def test_points_are_said_in_fractions_of_the_picture(params: dict) -> None:
 
 
 def test_losses_count_what_is_there_to_predict(params: dict) -> None:
-    weights = Weights(text=np.float32([1, 0.5]), point=np.float32([1, 0]), region=np.float32([0, 1]))
+    weights = Weights(*np.float32([[1, 0.5], [1, 0], [0, 1], [0, 0]]))
     batch = dataclasses.replace(BATCH, weights=weights)
     outputs, _ = _run(params, batch)
     terms = loss(outputs, batch, CONFIG)
