@@ -231,6 +231,8 @@ def test_missing_tables_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ("wait...what “so” ‘it’ 80's a—b", "wait ... what \" so \" ' it ' 80 's a — b"),
         ("Mr. Dr.", "mr . dr."),
         ("see, No.", "see , no ."),
+        ("a Dr.", "a dr."),
+        ("\x01 a, dog \x01", "a , dog"),
         ("", ""),
         ("dog .", "dog ."),
         ("Dr", "dr"),

@@ -43,6 +43,7 @@ def test_known_decisions(caption: str, tokens: str) -> None:
 def test_line_breaks_are_spaces_and_captions_are_read_alone() -> None:
     breaks = "\n\r\v\f\x85\u2028\u2029"
     assert tokenize(breaks.join(("a dog", "a cat"))) == "a dog a cat"
+    assert tokenize("1\n1/2") == tokenize("1 1/2") == "1\u00a01/2"
     # As the last of all captions, not as one before a caption that begins with "The".
     assert tokenize("plan A.") == "plan a."
 
