@@ -232,7 +232,7 @@ def test_missing_tables_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Mr. Dr.", "mr . dr."),
         ("see, No.", "see , no ."),
         ("a Dr.", "a dr."),
-        ("\x01 a, dog \x01", "a , dog"),
+        ("\xa0\x01 a, dog \x01", "a , dog"),
         ("", ""),
         ("dog .", "dog ."),
         ("Dr", "dr"),
