@@ -181,7 +181,7 @@ class PictureSet(tfds.core.GeneratorBasedBuilder):
                 groups.setdefault(annotation.image_id, []).append(annotation)
         total = sum(map(len, groups.values())) + skipped.total
         yield from self._generate_examples(groups, inputs, Materials.open(inputs), skipped, mended)
-        _check_skipped(skipped, total, inputs, self.UNIT)
+        check_skipped(skipped, total, inputs, self.UNIT)
 
     def _generate_examples(
         self,
@@ -328,7 +328,7 @@ def build(
         index = _index(builder, work, inputs, shards, stamp, materials)
         reports = _build_parts(builder, work, index, inputs, materials)
         skipped = _skipped([index, *reports])
-        _check_skipped(skipped, index["annotations"] + index["skipped"]["total"], inputs, kind.UNIT)
+        check_skipped(skipped, index["annotations"] + index["skipped"]["total"], inputs, kind.UNIT)
         mended = sum((Counter(part["mended"]) for part in reports), Counter[str]())
         counts = {key: sum(part[key] for part in reports) for key in kind.COUNTS}
         kind.check(mended, counts)
@@ -433,7 +433,7 @@ def _deal(
     bad = _skipped_record(skipped)
     total = sum(counts) + skipped.total
     skipped.merge(missing)
-    _check_skipped(skipped, total, inputs, builder.UNIT)
+    check_skipped(skipped, total, inputs, builder.UNIT)
     return counts, [len(ids) for ids in images], bad
 
 
@@ -482,7 +482,7 @@ def _build_parts(
         count, size = parts.write_records(path, builder.info.features, records())
         # Before the part counts as done: pictures that were mended are read again by the next run.
         all_skipped.merge(skipped)
-        _check_skipped(all_skipped, total, inputs, builder.UNIT)
+        check_skipped(all_skipped, total, inputs, builder.UNIT)
         return {
             "examples": count,
             "bytes": size,
@@ -513,7 +513,8 @@ def _skipped(records: Iterable[Mapping[str, Any]]) -> Skipped:
     return result
 
 
-def _check_skipped(skipped: Skipped, total: int, inputs: Inputs, unit: str) -> None:
+def check_skipped(skipped: Skipped, total: int, inputs: Inputs, unit: str) -> None:
+    """Raises DataError where more is left out than the setting allows; `unit` is what is left out."""
     limit = inputs.limit(total)
     if skipped.total > limit:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
