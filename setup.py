@@ -28,6 +28,7 @@ EXTRAS = {
     # uv leaves it out by [tool.uv] in pyproject.toml, pip installs both, which costs 0.6 GB and does no harm.
     "data": [
         "clu>=0.0.12",
+        "pycocotools>=2.0.11",  # masks
         "seqio==0.0.20",
         "tensorboard>=2.20,<2.22",
         "tensorflow-cpu>=2.21,<2.22",

@@ -18,7 +18,7 @@ import seqio
 from data_pipelines import DataError
 from pixel_align import draw
 
-_MOST_REGIONS = 8  # drawn of one picture: more cover it
+_MOST_PLACES = 8  # drawn on one picture: more cover it
 
 Example = Mapping[str, Any]
 
@@ -51,9 +51,9 @@ def picture(example: Example, side: int = 640) -> PIL.Image.Image:
         image = np.asarray(opened.convert("RGB"))
     height, width = image.shape[:2]
     scale = np.array([width, height, width, height], np.float32)
-    title = f"{_text(example['image_id'])}: {_text(example.get('instruction', b''))}"
+    title = f"{_text(example['image_id'])}: {_text(example['instruction'])}"
     if "region_box" in example:
-        return _regions(example, image, scale, title, side)
+        return _regions(example, image, scale, side)
     text = _text(example["text"])
     words = [text[start:end] for start, end in example["word_spans"]]
     points = [
@@ -63,18 +63,22 @@ def picture(example: Example, side: int = 640) -> PIL.Image.Image:
     return draw.annotate(image, words, points, title=title, side=side)
 
 
-def _regions(example: Example, image: np.ndarray, scale: np.ndarray, title: str, side: int) -> PIL.Image.Image:
-    """Each phrase with its box and mask. Of many, some are drawn, from the first to the last at even distance."""
-    total = len(example["region_text"])
-    chosen = np.unique(np.linspace(0, total - 1, min(total, _MOST_REGIONS)).round().astype(int)).tolist()
-    boxes = [example["region_box"][k] * scale for k in chosen]
+def _regions(example: Example, image: np.ndarray, scale: np.ndarray, side: int) -> PIL.Image.Image:
+    """Each place with its phrases, its box and its mask. Of many places, some are drawn, from the first to the last."""
+    places: dict[tuple[float, ...], list[int]] = {}  # one object may have several phrases
+    for k, box in enumerate(example["region_box"].tolist()):
+        places.setdefault(tuple(box), []).append(k)
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(len(places), _MOST_PLACES)).round().astype(int)).tolist()
+    every = list(places.items())
+    drawn = [(np.array(every[k][0]) * scale, every[k][1]) for k in chosen]
+    shown, total = sum(len(own) for _, own in drawn), len(example["region_text"])
     return draw.annotate(
         image,
-        [_text(example["region_text"][k]) for k in chosen],
-        [box.reshape(2, 2).mean(0, keepdims=True) for box in boxes],
-        boxes,
-        [_mask(example["region_mask"][k]) for k in chosen],
-        f"{title} {_text(example['asks'])}, {len(chosen)} of {total}",
+        [" / ".join(_text(example["region_text"][k]) for k in own) for _, own in drawn],
+        [box.reshape(2, 2).mean(0, keepdims=True) for box, _ in drawn],
+        [box for box, _ in drawn],
+        [_mask(example["region_mask"][own[0]]) for _, own in drawn],
+        f"{_text(example['image_id'])}: {_text(example['asks'])}, {shown} of {total} regions",
         side=side,
         merge=0,
     )
