@@ -48,7 +48,7 @@ def draw(mask: Any, size: tuple[int, int]) -> np.ndarray:
         if min(low) < -_EDGE or high[0] > width + _EDGE or high[1] > height + _EDGE:
             reach = [round(value, 2) for value in (*low, *high)]
             raise BadRecord(f"mask reaches over {reach} (xyxy), expected to lie in its picture of {width} x {height}")
-    return np.asarray(_checked(masks.pycocotools_mask).decode(rle)).astype(bool)
+    return np.asarray(_checked(masks.decode, rle, "mask"))
 
 
 def extent(mask: np.ndarray) -> tuple[float, float, float, float]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from pixel_align import param_rules
@@ -62,9 +63,39 @@ def optimizer(
     # The same parts in every run, some of them idle: a run can be resumed with other settings.
     parts = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        adam(config.b1, config.b2, config.epsilon),
         optax.stateless(decayed) if config.weight_decay else optax.identity(),
         optax.stateless(multiplied),
         optax.scale_by_learning_rate(schedule(config, steps)),
     ]
-    return optax.chain(*parts)
+    return where_used(optax.chain(*parts))
+
+
+def adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
+    """Adam whose moments of a parameter stand still in steps that do not use it: its gradient is zero everywhere.
+
+    Else a head that few tasks use would forget its moments in the steps of the others.
+    """
+    every = optax.scale_by_adam(b1, b2, epsilon)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, after = every.update(gradient, state, params)
+        used = _used(gradient)
+        mu, nu = (jax.tree.map(jnp.where, used, new, old) for new, old in ((after.mu, state.mu), (after.nu, state.nu)))
+        return updates, after._replace(mu=mu, nu=nu)
+
+    return optax.GradientTransformation(every.init, update)
+
+
+def where_used(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, but a parameter that a step does not use does not move for its sake: not by momentum, nor by decay."""
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(gradient, state, params)
+        return jax.tree.map(lambda used, u: jnp.where(used, u, 0), _used(gradient), updates), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _used(gradient: Any) -> Any:
+    return jax.tree.map(lambda g: jnp.any(g != 0), gradient)

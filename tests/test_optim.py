@@ -116,3 +116,21 @@ def test_multipliers_may_differ_by_layer() -> None:
     transform = optimizer(config, STEPS, params, rules)
     updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
     np.testing.assert_allclose(updates["layers"]["kernel"][:, 0, 0], [-1, -0.5, -0.25], rtol=1e-5)
+
+
+def test_what_a_step_does_not_use_stands_still_with_its_moments() -> None:
+    """Neither momentum nor weight decay moves it; when it is used again it goes on where it was."""
+    config = Optim(peak_lr=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=0.0)
+    trainable, _ = param_rules.split(PARAMS, param_rules.match(RULES["trainable"], PARAMS))
+    transform = optimizer(config, STEPS, PARAMS, RULES)
+    gradient, _ = param_rules.split(_gradient(0), param_rules.match(RULES["trainable"], PARAMS))
+    idle = {**gradient, "slow": jax.tree.map(jnp.zeros_like, gradient["slow"])}
+    _, begun = transform.update(gradient, transform.init(trainable), trainable)
+    updates, after = transform.update(idle, begun, trainable)
+    for path, leaf in param_rules.paths(updates).items():
+        assert bool(jnp.any(leaf)) is not path.startswith("slow"), path
+    before, now = param_rules.paths(begun), param_rules.paths(after)
+    moments = [path for path in before if "slow" in path]
+    assert moments
+    for path in moments:
+        np.testing.assert_array_equal(now[path], before[path])

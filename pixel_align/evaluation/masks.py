@@ -106,6 +106,18 @@ def overlap(a: Rle, b: Rle, what: str) -> tuple[int, int, int]:
     return both, first, second
 
 
+def decode(rle: Rle, what: str) -> np.ndarray:
+    """A mask as `as_rle` gives it -> bool[H, W]. In numpy: pycocotools' own decoding warns with numpy 2.
+
+    Raises ValueError where the runs do not fill the picture exactly.
+    """
+    check_runs(rle, what)
+    height, width = rle["size"]
+    runs = run_lengths(rle["counts"])
+    inside = np.arange(0 if runs is None else len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape(width, height).T
+
+
 def area(rle: Rle) -> int:
     """Pixels of a mask."""
     return int(pycocotools_mask().area(rle))

@@ -149,3 +149,14 @@ def test_more_runs_than_pixels_do_not_reach_the_buffer_of_pycocotools() -> None:
     long = {"size": [2, 2], "counts": b"0" * 1000}
     with pytest.raises(ValueError, match="counts of predicted mask"):
         masks.overlap(masks.as_rle(np.ones((2, 2), bool), "a"), long, "mask")
+
+
+def test_decoding_is_the_inverse_of_encoding() -> None:
+    rng = np.random.default_rng(0)
+    for height, width in ((1, 1), (7, 5), (48, 64)):
+        for share in (0.0, 0.3, 1.0):
+            mask = rng.random((height, width)) < share
+            np.testing.assert_array_equal(masks.decode(masks.as_rle(mask, "mask"), "mask"), mask)
+    short = {"size": [4, 5], "counts": masks.as_rle(np.ones((3, 5), bool), "mask")["counts"]}
+    with pytest.raises(ValueError, match="counts of mask is 15 pixels long, expected 4 x 5 pixels"):
+        masks.decode(short, "mask")

@@ -1,0 +1,281 @@
+"""Referring, segmenting and describing: from a built set through one step of training to scores and answers."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines import regions
+from pixel_align import config, data, geometry, image, models, optim, param_rules, state, text
+from pixel_align.batch import spec
+from pixel_align.converter import Augment, PixelFeatureConverter, names_a_side
+from pixel_align.data import Group
+from pixel_align.evaluation import evaluator
+from pixel_align.experiment import Eval, Experiment
+from pixel_align.models.pixel_llm import last_word
+from pixel_align.predict import Predictor
+from pixel_align.train import make_train_step
+from tests import tiny
+
+N = 2  # regions of a batch; pictures have three to five
+EXPRESSIONS, PHRASES = "tiny_expressions", "tiny_phrases"
+CHANGES = [
+    "model.prompt.masks=true",
+    "model.masks.enabled=true",
+    f"model.masks.decoder.width={tiny.WIDTH}",
+    "model.masks.decoder.num_heads=2",
+    "model.masks.decoder.mlp_width=16",
+    f"model.masks.adapter.width={tiny.WIDTH}",
+    "model.masks.adapter.num_heads=2",
+    "model.masks.adapter.mlp_width=16",
+    "model.shape.mask=16",
+    "model.shape.text=16",
+    f"model.shape.regions={N}",
+    "model.text.dropout_rate=0",
+    "data.modules=data_pipelines.localized_narratives,",
+    "optim.average=0",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a set of expressions with masks over the unseen scenes."""
+    raw = json.loads((tiny_world / "raw" / "validation" / "instances.json").read_text())
+    names = {category["id"]: category["name"] for category in raw["categories"]}
+    found = []
+    for picture in raw["images"]:
+        own = [one for one in raw["annotations"] if one["image_id"] == picture["id"]]
+        parts = [
+            regions.Region.of_coco(f"{picture['id']}#{k}", names[one["category_id"]], one, str(one["id"]))
+            for k, one in enumerate(own)
+        ]
+        size = (picture["height"], picture["width"])
+        found.append(regions.Picture(str(picture["id"]), picture["file_name"], size, parts, "tiny"))
+    out = tmp_path_factory.mktemp("regions")
+    regions.build(out, "tiny_regions", "validation", found, [tiny_world / "raw" / "validation" / "images"])
+    regions.register(EXPRESSIONS, "refer", "tiny_regions", text.INSTRUCTIONS["refer"])
+    regions.register(PHRASES, "describe", "tiny_regions", text.INSTRUCTIONS["describe"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def experiment(folder: Path, tiny_world: Path) -> Experiment:
+    told = config.load(tiny.__file__, [*tiny.in_world(tiny_world), *CHANGES])
+    read = dataclasses.replace(told.data, dir=str(folder), mixture=EXPRESSIONS, split="validation", batch_size=4)
+    apart = dataclasses.replace(told.model.shape, prompts=N)
+    return dataclasses.replace(told, data=dataclasses.replace(read, further=(Group(PHRASES, 4, apart),)), evals=())
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tiny_world: Path) -> text.Vocabulary:
+    return text.load_vocabulary(tiny_world / "vocabulary.model")
+
+
+@pytest.fixture(scope="module")
+def examples(experiment: Experiment) -> list[dict[str, Any]]:
+    return list(data.dataset(experiment.data, EXPRESSIONS, "validation", (0, 1), N).as_numpy_iterator())
+
+
+def converter(experiment: Experiment, vocabulary: text.Vocabulary, group: int = 0, **augment: Any) -> Any:
+    return PixelFeatureConverter(experiment.batches()[group][0].shape, vocabulary, Augment(**augment))
+
+
+# ---- Data
+
+
+def test_every_region_is_in_one_example_whatever_the_batch_holds(experiment: Experiment) -> None:
+    whole = list(data.dataset(experiment.data, EXPRESSIONS, "validation", (0, 1)).as_numpy_iterator())
+    every = [name for example in whole for name in example["region_id"]]
+    assert len(whole) == tiny.SCENES["validation"] and max(len(e["region_id"]) for e in whole) > N
+    for n in (1, 2, 3, 9):
+        cut = list(data.dataset(experiment.data, EXPRESSIONS, "validation", (0, 1), n).as_numpy_iterator())
+        assert [name for example in cut for name in example["region_id"]] == every
+        assert max(len(example["region_text"]) for example in cut) <= n
+        assert len({example["example_id"] for example in cut}) == len(cut)
+        assert all(len(e["region_box"]) == len(e["region_mask"]) == len(e["object_id"]) for e in cut)
+
+
+def test_a_referring_row_reads_the_expression_and_places_its_last_word(
+    experiment: Experiment, vocabulary: text.Vocabulary, examples: list[dict[str, Any]]
+) -> None:
+    example = examples[0]
+    row, placement = converter(experiment, vocabulary)(example)
+    for k, words in enumerate(example["region_text"]):
+        ids = vocabulary.encode(words.decode())
+        assert row.text_tokens[k].tolist()[: len(ids) + 2] == [0, *ids, 1]
+        assert np.flatnonzero(row.locate[k]).tolist() == [len(ids)] == [int(last_word(row.text_tokens[k]))]
+        box = placement.to_canvas(geometry.to_pixels(example["region_box"][k], placement.original_size))
+        np.testing.assert_allclose(row.token_points[k, len(ids)].reshape(4), box, atol=1e-6)
+        asked = vocabulary.encode(f"where is {words.decode()}")[: row.instruction_tokens.shape[1]]
+        assert row.instruction_tokens[k].tolist()[: len(asked)] == asked.tolist()
+        cells = image.mask_to_cells(image.read_mask(example["region_mask"][k]), placement, 16)
+        np.testing.assert_array_equal(row.masks.cells[k], cells)
+        assert cells.any() and row.masks.given[k]
+    assert dataclasses.astuple(row.weights) == (0, 1, 0, 1)
+    np.testing.assert_allclose(row.prompt_boxes, placement.valid_box[None])
+
+
+def test_a_describing_row_asks_with_the_box_and_learns_the_words(
+    experiment: Experiment, vocabulary: text.Vocabulary, examples: list[dict[str, Any]]
+) -> None:
+    example = {**examples[0], "asks": b"describe"}
+    row, placement = converter(experiment, vocabulary, 1)(example)
+    boxes = placement.to_canvas(geometry.to_pixels(example["region_box"], placement.original_size))
+    np.testing.assert_allclose(row.prompt_boxes, boxes, atol=1e-6)
+    assert dataclasses.astuple(row.weights) == (1, 0, 0, 0) and not row.locate.any()
+    with pytest.raises(ValueError, match=r"model.shape.prompts is 1, expected 2: each region is asked about by a box"):
+        converter(experiment, vocabulary)(example)
+    with pytest.raises(ValueError, match="asks is 'draw', expected 'refer' or 'describe'"):
+        converter(experiment, vocabulary)({**example, "asks": b"draw"})
+
+
+def test_a_crop_takes_box_mask_words_and_question_away_together(
+    experiment: Experiment, vocabulary: text.Vocabulary, examples: list[dict[str, Any]]
+) -> None:
+    """In every random view: the regions that are left have the words, the box and the mask of the same thing."""
+    convert = converter(experiment, vocabulary, scale=(0.7, 2.5), flip_rate=0.5)
+    left, mirrored = set(), 0
+    for seed in range(40):
+        example = examples[seed % len(examples)]
+        row, placement = convert(example, np.random.default_rng(seed))
+        mirrored += placement.flip
+        boxes = placement.to_canvas(geometry.to_pixels(example["region_box"], placement.original_size))
+        kept = np.flatnonzero(geometry.visible_share(boxes, placement.valid_box) >= 0.5)
+        assert row.valid.tolist() == [k < len(kept) for k in range(N)]
+        left.add(len(kept))
+        for place, k in enumerate(kept):
+            words = example["region_text"][k].decode()
+            assert vocabulary.decode_with_spans(row.text_tokens[place, 1:])[0] == words
+            assert vocabulary.decode_with_spans(row.instruction_tokens[place])[0] in f"where is {words}"
+            box = row.token_points[place][row.locate[place]].reshape(4)
+            rows, columns = np.nonzero(row.masks.cells[place])
+            if len(rows):  # a thin rest may fill no cell by half
+                extent = np.asarray([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 16
+                assert (extent[:2] >= box[:2] - 1.5 / 16).all() and (extent[2:] <= box[2:] + 1.5 / 16).all()
+        assert not row.masks.cells[len(kept) :].any() and not row.masks.given[len(kept) :].any()
+    assert left == {0, 1, 2} and 5 < mirrored < 35
+
+
+@pytest.mark.parametrize(
+    ("words", "side"),
+    [
+        ("the left cup", True),
+        ("Right-most man", True),
+        ("cup at the leftmost end", True),
+        ("a bright, cleft rock", False),
+    ],
+)
+def test_pictures_are_not_mirrored_where_words_name_a_side(
+    experiment: Experiment, vocabulary: text.Vocabulary, examples: list[dict[str, Any]], words: str, side: bool
+) -> None:
+    example = {**examples[0], "region_text": np.asarray([words.encode(), b"a cup"], object)}
+    assert names_a_side(example) is side
+    convert = converter(experiment, vocabulary, flip_rate=1.0)
+    assert convert(example, np.random.default_rng(0))[1].flip is not side
+
+
+# ---- The model
+
+
+def test_the_last_word_stands_before_the_end_also_where_a_text_was_cut() -> None:
+    tokens = np.asarray([[0, 7, 8, 1, 0], [0, 7, 8, 9, 4], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    assert last_word(tokens).tolist() == [2, 4, 0, 4]
+
+
+def test_one_step_takes_both_tasks_and_moves_what_they_use(experiment: Experiment, vocabulary: text.Vocabulary) -> None:
+    """Two batches of two shapes; the gradient of the step is finite and reaches masks, places and words."""
+    rules = models.family_of(experiment.model).rules(experiment.model)
+    streams = [
+        (read, models.family_of(model).converter(model, vocabulary, read.augment))
+        for model, read in experiment.batches()
+    ]
+    with data.Steps(streams, None) as steps:
+        batches, _ = next(steps)
+    for made, (model, _) in zip(batches, experiment.batches(), strict=True):
+        assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, spec(model.shape, 4))
+    params = state.init_params(experiment)
+    chosen = optim.optimizer(experiment.optim, experiment.train.steps, params, rules)
+    begun = state.make_state(experiment, params, rules, chosen)
+    step = jax.jit(make_train_step(experiment, chosen))
+    # The learning rate of the very first step is 0, and the gate of the mask adapter is closed before it.
+    first, _ = step(begun, batches)
+    second, _ = step(first, batches)
+    after, metrics = step(second, batches)
+    assert metrics.keys() >= {"loss_text", "loss_point", "loss_mask"}
+    assert all(np.isfinite(value) for value in metrics.values())
+    now = param_rules.paths(after.params)
+    still = {path for path, leaf in param_rules.paths(params).items() if (now[path] == leaf).all()}
+    # Nothing asks by mask, nothing says presence; the other masks of the decoder answer other questions.
+    idle = ("prompt/mask_downscaling", "prompt/positions", "mask_decoder/mask_vectors/", "prompt/point_embeddings")
+    assert not {path for path in still if not path.startswith(idle)}, still
+
+
+@pytest.fixture(scope="module")
+def predictor(experiment: Experiment, vocabulary: text.Vocabulary) -> Predictor:
+    return Predictor(experiment, state.init_params(experiment), vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("mode", "task", "keys"),
+    [
+        ("refer", EXPRESSIONS, {"P@0.5", "P@0.5:0.95"}),
+        ("segment", EXPRESSIONS, {"P@0.5", "P@0.5:0.95", "cIoU", "gIoU"}),
+        ("describe", PHRASES, {"exact"}),
+    ],
+)
+def test_every_mode_is_scored_and_says_the_same_alone(
+    experiment: Experiment, predictor: Predictor, examples: list[dict[str, Any]], mode: str, task: str, keys: set[str]
+) -> None:
+    group = 1 if mode == "describe" else 0
+    model, _ = experiment.batches()[group]
+    asked = dataclasses.replace(experiment, model=model)
+    result = evaluator.evaluate(
+        asked, Eval(task=task, mode=mode, batch_size=5, pictures=2), predictor.params, predictor.vocabulary
+    )
+    assert result.metrics.keys() == keys and result.pictures is not None
+    told = {
+        name: one for line in result.predictions for name, one in zip(line["region_id"], line["regions"], strict=True)
+    }
+    assert len(told) == sum(len(line["region_id"]) for line in result.predictions)
+    for example in examples[:2]:
+        predictor.set_image(example["image"])
+        for k, name in enumerate(example["region_id"]):
+            words, size = example["region_text"][k].decode(), (64, 64)
+            box = geometry.to_pixels(example["region_box"][k], size)
+            said = {"box": box} if mode == "describe" else {"text": words}
+            alone = predictor.predict(mode, **said).regions[0].to_json()
+            together = told[name.decode()]
+            assert alone["text"] == together["text"]
+            np.testing.assert_allclose(alone["box"], together["box"], atol=0.03)
+            x0, y0, x1, y1 = together["box"]
+            assert 0 <= x0 <= x1 <= 64 and 0 <= y0 <= y1 <= 64
+            if mode == "segment":
+                assert alone["mask"]["size"] == [64, 64] and sum(alone["mask"]["counts"]) == 64 * 64
+
+
+def test_what_cannot_be_referred_to(predictor: Predictor, examples: list[dict[str, Any]]) -> None:
+    predictor.set_image(examples[0]["image"])
+    for mode, said, message in (
+        ("refer", {}, "text is empty, expected the words that name something"),
+        ("describe", {}, "box and points are missing, expected one of them"),
+        ("refer", {"box": (0, 0, 9, 9)}, "box is given in mode 'refer', expected only text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predictor.predict(mode, **said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.shape.mask=24"], "model.shape.mask is 24, expected 16"),
+        (["model.prompt.masks=false"], "model.prompt.masks False, expected sam among them and True"),
+        (["model.masks.adapter.width=32"], r"widths .* are \(16, 16, 16, 32\), expected one value"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(experiment: Experiment, changes: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.override(experiment, changes)
