@@ -156,10 +156,10 @@ def mask(
     predicted IoU, squared.
 
     Logits of a smaller grid than the targets' are interpolated to it, linearly, as they are for the final mask. So the
-    targets choose: on the decoder's own grid the loss is cheap; on the canvas, as published, it costs 16 times as much
-    and sees edges inside a cell. Cells whose centre lies on the padding of the canvas count nowhere. (Published code
-    has them in dice.) The arrays of one region of each picture exist at a time, and are made again in the backward
-    pass.
+    targets choose: on the canvas, as published, it sees edges inside a cell, and small things are taught; on the
+    decoder's own grid it is cheaper, and no mask is taught better than to a cell. Cells whose centre lies on the
+    padding of the canvas count nowhere (published code has them in dice). The arrays of one region of each picture
+    exist at a time, and are made again in the backward pass.
 
     Args:
       logits: Float[B, N, K, h, w], K masks of each region. iou: Float[B, N, K], predicted.
@@ -193,11 +193,12 @@ def mask(
         both = jnp.sum((x > 0) & target[:, None] & visible, axis=(-2, -1))
         either = jnp.sum(((x > 0) | target[:, None]) & visible, axis=(-2, -1))
         quality = jnp.square(predicted - both / jnp.maximum(either, 1)).mean(axis=-1)
-        return total + jnp.sum((shapes.min(axis=-1) + iou_weight * quality) * weight), None
+        return total + (shapes.min(axis=-1) + iou_weight * quality) * weight, None
 
     by_region = tuple(jnp.moveaxis(x, 1, 0) for x in (logits, iou, targets, weights))
-    total, _ = jax.lax.scan(add_region, jnp.zeros((), jnp.float32), by_region)
-    return total, jnp.sum(weights)
+    # One sum per example: devices that hold different ones meet once, after the loop.
+    total, _ = jax.lax.scan(add_region, jnp.zeros(logits.shape[:1], jnp.float32), by_region)
+    return jnp.sum(total), jnp.sum(weights)
 
 
 def focal(
