@@ -163,7 +163,8 @@ class Shape:
       text: T, BOS and EOS included. instruction: C, 0 for none.
       points: P. point_grid: how a box becomes P points: "corner" (2), "solid" (k * k), "donut" (4 * (k - 1)).
       prompt_points: K, 0 for boxes only. objects: R, 0 for no region targets. phrase: L.
-      mask: S, side of the masks of regions in cells, 0 for none; a quarter of the canvas in published models.
+      mask: S, side of the masks of regions in cells, 0 for none: from that of predicted masks, a quarter of the canvas
+        in published models, to the canvas (published). Finer ones teach edges inside a cell and cost memory.
     """
 
     canvas: int

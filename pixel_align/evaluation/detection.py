@@ -76,16 +76,16 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     if not any(len(r["target_category"]) for r in rows):
         return dict.fromkeys(_NAMES, float("nan"))
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluation(rows)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+        found = evaluation(rows)
+        found.evaluate()
+        found.accumulate()
+        found.summarize()
     return {
-        name: float(value) if value >= 0 else float("nan") for name, value in zip(_NAMES, evaluation.stats, strict=True)
+        name: float(value) if value >= 0 else float("nan") for name, value in zip(_NAMES, found.stats, strict=True)
     }
 
 
-def _evaluation(rows: Sequence[Row]) -> Any:
+def evaluation(rows: Sequence[Row]) -> Any:
     """A COCOeval whose pictures are the rows and whose tables of IoU are theirs."""
     from pycocotools.coco import COCO
 

@@ -20,7 +20,7 @@ from pixel_align.converter import string
 from pixel_align.evaluation import seen, traces
 from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Eval, Experiment
-from pixel_align.prediction import Prediction
+from pixel_align.prediction import Prediction, run_lengths
 
 Wrap = Callable[[Iterable[Any]], Iterable[Any]]
 Controls = dict[str, tuple[list[Any], tuple[str, ...]]]  # name -> (readings, figures that are kept; () for all)
@@ -229,14 +229,16 @@ def write(result: Result, folder: Path) -> None:
 
 
 def _plain(target: Any) -> dict[str, Any]:
-    """A target as JSON has it; masks, which lie in the data set, are left out."""
+    """A target as JSON has it; masks become run lengths."""
     if not isinstance(target, Mapping):
         return {"target": target}
-    return {
-        name: value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
-        for name, value in target.items()
-        if name not in ("masks", "image_id")
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return run_lengths(value) if value.dtype == bool and value.ndim == 2 else value.tolist()
+        return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+    return {name: plain(value) for name, value in target.items()}
 
 
 def _trace_controls(targets: list[Any], said: list[Any]) -> Controls:

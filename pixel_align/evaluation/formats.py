@@ -323,6 +323,57 @@ def traces(predictions: Path, targets: Path) -> Cases:
     return _pair(truths, predicted(), {})
 
 
+def our_regions(predictions: Path, targets: Path) -> Cases:
+    """Our own JSON lines of the modes refer and segment: a case for each expression.
+
+    Predictions: {id, region_id [K], regions: [{text, box xyxy, mask run lengths, optional}]}.
+    Targets: {id, image_id, region_id [K], region_text [K], boxes [K, 4] xyxy, masks [K] of run lengths or null}.
+    """
+    truths = {
+        name: _Truth(image, {"text": text, "box": box, "mask": mask}, "")
+        for name, image, text, box, mask in _our_targets(targets)
+    }
+
+    def predicted() -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, region in _our_predictions(predictions):
+            box, mask = region.array("box"), _mask(region, "mask", None)
+            if box.shape != (4,):
+                region.refuse("box", "x0, y0, x1, y1")
+            yield name, {"box": box} | ({} if mask is None else {"mask": mask})
+
+    return _pair(truths, predicted(), {})
+
+
+def our_descriptions(predictions: Path, targets: Path) -> Cases:
+    """Our own JSON lines of the mode describe, as `our_regions` has them: a case for each region."""
+    truths = {
+        name: _Truth(image, {"captions": [text], "box": box}, "") for name, image, text, box, _ in _our_targets(targets)
+    }
+    said = ((name, {"text": region.text("text")}) for name, region in _our_predictions(predictions))
+    return _pair(truths, said, {"text": ""})
+
+
+def _our_targets(path: Path) -> Iterator[tuple[str, str, str, np.ndarray, masks.Rle | None]]:
+    """(region id, image id, text, box Float64[4], mask) of each region."""
+    for record in json_files.load_lines(path, "targets"):
+        names, texts, boxes = record.texts("region_id"), record.texts("region_text"), record.array("boxes", 4)
+        kept = record.fields.get("masks") or [None] * len(names)
+        if not isinstance(kept, list) or not len(names) == len(texts) == len(boxes) == len(kept):
+            record.refuse("boxes", f"as many as regions, {len(names)}, as texts and masks")
+        image = record.identity("image_id")
+        for name, text, box, mask in zip(names, texts, boxes, kept, strict=True):
+            own = Record({"mask": mask if mask is not None else []}, f"region {name} of {record.where}")
+            yield name, image, text, box, _mask(own, "mask", None)
+
+
+def _our_predictions(path: Path) -> Iterator[tuple[str, Record]]:
+    for record in json_files.load_lines(path, "predictions"):
+        names, regions = record.texts("region_id"), record.several("regions")
+        if len(names) != len(regions):
+            record.refuse("regions", f"as many as region_id, {len(names)}")
+        yield from zip(names, regions, strict=True)
+
+
 class Reader(NamedTuple):
     """One format: how it is read, and which metrics score it (a key of `scoring.SCORERS`)."""
 
@@ -341,7 +392,9 @@ READERS: Mapping[str, Reader] = {
     "localized_narratives": Reader(
         narratives, "narratives", "Localized Narratives' JSON lines on both sides (inferred)"
     ),
-    "ours": Reader(traces, "traces", "predictions.jsonl and targets.jsonl of `pixel-align evaluate`"),
+    "ours": Reader(traces, "traces", "predictions.jsonl and targets.jsonl of `pixel-align evaluate`, mode trace"),
+    "our_regions": Reader(our_regions, "referring", "the same of the modes refer and segment"),
+    "our_descriptions": Reader(our_descriptions, "captions", "the same of the mode describe"),
 }
 
 

@@ -114,8 +114,8 @@ def decode(rle: Rle, what: str) -> np.ndarray:
     check_runs(rle, what)
     height, width = rle["size"]
     runs = run_lengths(rle["counts"])
-    inside = np.arange(0 if runs is None else len(runs)) % 2 == 1
-    return np.repeat(inside, runs).reshape(width, height).T
+    assert runs is not None  # or the check had refused
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def area(rle: Rle) -> int:

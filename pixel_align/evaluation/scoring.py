@@ -181,7 +181,7 @@ def _detection(rows: Sequence[Row]) -> Figures:
 def _curves_of_coco(rows: Sequence[Row]) -> dict[tuple[int, float], Curve]:
     """(category, IoU threshold) -> curve over objects of all sizes, from pycocotools' own matching."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = detection._evaluation(rows)
+        evaluation = detection.evaluation(rows)
         evaluation.evaluate()
     recalls, images = evaluation.params.recThrs, len(rows)
     result = {}

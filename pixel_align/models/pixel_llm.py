@@ -144,10 +144,11 @@ class PixelLLMConfig(ModelConfig):
                 f"widths of image.sam.output, prompt, masks.decoder and masks.adapter are {widths}, expected one "
                 "value: what the mask decoder reads. Set them alike."
             )
-        if self.shape.mask not in (0, side := MASK_CELLS * sam.grid(self.shape.canvas)):
+        least = MASK_CELLS * sam.grid(self.shape.canvas)
+        if self.shape.mask and not least <= self.shape.mask <= max(least, self.shape.canvas):
             raise ValueError(
-                f"model.shape.mask is {self.shape.mask}, expected {side}, four cells a side for each cell of SAM's "
-                "map, or 0 where no masks are trained. Set it."
+                f"model.shape.mask is {self.shape.mask}, expected {least}, the side of predicted masks, to "
+                f"{self.shape.canvas}, the canvas, or 0 where no masks are trained. Set it."
             )
 
 

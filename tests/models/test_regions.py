@@ -14,7 +14,7 @@ from pixel_align import config, data, geometry, image, models, optim, param_rule
 from pixel_align.batch import spec
 from pixel_align.converter import Augment, PixelFeatureConverter, names_a_side
 from pixel_align.data import Group
-from pixel_align.evaluation import evaluator
+from pixel_align.evaluation import evaluator, formats, scoring
 from pixel_align.experiment import Eval, Experiment
 from pixel_align.models.pixel_llm import last_word
 from pixel_align.predict import Predictor
@@ -228,7 +228,13 @@ def predictor(experiment: Experiment, vocabulary: text.Vocabulary) -> Predictor:
     ],
 )
 def test_every_mode_is_scored_and_says_the_same_alone(
-    experiment: Experiment, predictor: Predictor, examples: list[dict[str, Any]], mode: str, task: str, keys: set[str]
+    experiment: Experiment,
+    predictor: Predictor,
+    examples: list[dict[str, Any]],
+    mode: str,
+    task: str,
+    keys: set[str],
+    tmp_path: Path,
 ) -> None:
     group = 1 if mode == "describe" else 0
     model, _ = experiment.batches()[group]
@@ -241,6 +247,14 @@ def test_every_mode_is_scored_and_says_the_same_alone(
         name: one for line in result.predictions for name, one in zip(line["region_id"], line["regions"], strict=True)
     }
     assert len(told) == sum(len(line["region_id"]) for line in result.predictions)
+    # What is written can be scored from the files alone, with the same figures.
+    evaluator.write(result, tmp_path)
+    read = formats.reader("our_descriptions" if mode == "describe" else "our_regions")
+    cases = read.read(tmp_path / "predictions.jsonl", tmp_path / "targets.jsonl")
+    assert [case.id for case in cases.cases] == list(told) and not cases.missing
+    if mode != "describe":
+        figures = scoring.score(cases, read.metrics, resamples=0).figures
+        assert {key: figures[key] for key in keys} == pytest.approx(result.metrics, abs=2e-3)
     for example in examples[:2]:
         predictor.set_image(example["image"])
         for k, name in enumerate(example["region_id"]):
@@ -271,7 +285,7 @@ def test_what_cannot_be_referred_to(predictor: Predictor, examples: list[dict[st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.shape.mask=24"], "model.shape.mask is 24, expected 16"),
+        (["model.shape.mask=12"], "model.shape.mask is 12, expected 16, the side of predicted masks, to 32"),
         (["model.prompt.masks=false"], "model.prompt.masks False, expected sam among them and True"),
         (["model.masks.adapter.width=32"], r"widths .* are \(16, 16, 16, 32\), expected one value"),
     ],
