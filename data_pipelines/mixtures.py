@@ -6,13 +6,18 @@ Rates are of examples: a batch of `trace_stage` holds about one caption for two 
 
 import seqio
 
-from data_pipelines import coco_captions
+from data_pipelines import coco_captions, flickr30k_entities, refcoco, regions
 from data_pipelines import localized_narratives as ln
+
+# UNINEXT's expressions on Visual Genome: python -m data_pipelines build refcoco --name uninext_vg --uninext FILE ...
+UNINEXT_VG = "uninext_vg"
+regions.register(UNINEXT_VG, "refer")
 
 MIXTURES = {
     "trace_stage": [(coco_captions.NAME, 1), (ln.NAME, 2)],
     # The published rule of words and places, kept to compare with.
     "trace_stage_proportional": [(coco_captions.NAME, 1), (f"{ln.NAME}_proportional", 2)],
+    "ref_stage": [(flickr30k_entities.NAME, 1), (refcoco.MIXED, 5), (UNINEXT_VG, 1)],
 }
 
 for name, rates in MIXTURES.items():

@@ -15,6 +15,7 @@ from pixel_align.experiment import Experiment
 ROOT = Path(__file__).resolve().parent.parent
 NARRATIVES = ("small", "bench", "sam_b_t5_small", "t5_xl", "t5_xl_first_stage")
 EXPERIMENTS = [*(f"localized_narratives.py:{preset}" for preset in NARRATIVES), f"quickstart.py:{quickstart.STAGES[0]}"]
+EXPERIMENTS += [f"{stage}.py:{preset}" for stage in ("refcoco", "refcoco_masks") for preset in ("t5_xl", "bench")]
 
 
 def experiment(name: str) -> Experiment:
@@ -69,6 +70,27 @@ def test_the_trace_stage_is_the_published_one() -> None:
     assert all("/lora/" in path for path in trained_paths if path.startswith("text/"))
     assert any(path.startswith("image/sam") for path in frozen_paths)
     assert not any(path.startswith("image/eva") or "/lora/" in path for path in frozen_paths)
+
+
+def test_the_referring_stages_are_the_published_ones() -> None:
+    """Batch, steps and rates of each; the last one trains the mask adapter, ten times as fast, and the places."""
+    for name, steps, warmup, mode in (("refcoco", 120_000, 1000, "refer"), ("refcoco_masks", 60_000, 500, "segment")):
+        config = experiment(f"{name}.py:t5_xl")
+        optim, shape = config.optim, config.model.shape
+        assert (config.data.batch_size, config.train.steps, optim.warmup_steps) == (64, steps, warmup)
+        assert (optim.peak_lr, optim.weight_decay, optim.clip_norm) == (5e-5, 0.0, 0.0)
+        assert (shape.regions, shape.prompts, shape.text, shape.instruction) == (16, 1, 40, 40)
+        assert config.data.augment.scale == (0.75, 1.25)
+        assert len(config.evals) == 8 and {evaluation.mode for evaluation in config.evals} == {mode}
+    assert (shape.mask, config.model.loss.mask) == (384, 1.0)
+    params, rules = shapes(config), models.family_of(config.model).rules(config.model)
+    trained = param_rules.paths(param_rules.match(rules["trainable"], params))
+    sizes = {path: leaf.size for path, leaf in param_rules.paths(params).items() if trained[path]}
+    assert {path.split("/")[0] for path in sizes} == {"mask_adapter", "location"}
+    assert sum(sizes.values()) == pytest.approx(5.9e6, rel=0.01)
+    rates = param_rules.paths(param_rules.match(rules["lr_multiplier"], params))
+    assert {rates[path] for path in sizes if path.startswith("mask_adapter")} == {10.0}
+    assert {rates[path] for path in sizes if path.startswith("location")} == {1.0}
 
 
 def test_the_first_stage_fits_the_trace_stage_and_starts_what_nobody_released() -> None:

@@ -269,6 +269,7 @@ class PixelLLM(nn.Module):
         """
         assert maps.sam is not None  # kept where masks are enabled
         spoken = jnp.arange(tokens.shape[2]) <= last_word(tokens)[..., None]
+        visual = self.visual_norm(self.visual_projection(visual))  # as the language model reads them
         corners = self.prompt.boxes(boxes, self.config.shape.canvas)[:, :, :2]
         corners = corners + self.mask_adapter(visual, text, spoken)
         code = self.prompt.grid(*maps.sam.shape[1:3])
@@ -377,6 +378,8 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
         sharding=((r"kernel", ("fsdp", "tensor")), (r"bias", ())), weight_decay=((r"bias", 0.0), (r"kernel", 1.0))
     )
     small = param_rules.PartRules(sharding=((r".*", ()),), weight_decay=((r".*", 0.0),))
+    # What brings visual tokens to the language model's width belongs to the extractor.
+    read = ((r".*", not config.extractor.frozen),)
     parts = {
         f"image/{name}": eva_vit.rules(encoder) if isinstance(encoder, EvaVitConfig) else sam_vit.rules(encoder)
         for name, encoder in encoders(config.image).items()
@@ -384,8 +387,8 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
     parts |= {
         "prompt": prompt_encoder.rules(config.prompt),
         "extractor": prompt_extractor.rules(config.extractor),
-        "visual_projection": projection,
-        "visual_norm": small,
+        "visual_projection": dataclasses.replace(projection, trainable=read),
+        "visual_norm": dataclasses.replace(small, trainable=read),
         "text": t5.rules(config.text),
         "location": location_head.rules(config.location),
     }

@@ -22,6 +22,7 @@ class LoRAConfig:
     rank: int = 0  # inner width of the adapter; 0 = no adapter (PixelLLM: 32)
     scale: float = 2.0  # factor on the adapter's output (PixelLLM: 2.0)
     targets: tuple[str, ...] = ("query", "value")  # any of query, key, value, out (attention), wi, wo (MLP)
+    frozen: bool = False  # the adapters stand still, too, as in the stage that learns masks alone
 
     def __post_init__(self) -> None:
         unknown = [target for target in self.targets if target not in TARGETS]

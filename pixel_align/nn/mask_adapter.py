@@ -28,6 +28,7 @@ class MaskAdapterConfig:
     num_heads: int = 8
     mlp_width: int = 2048
     dtype: str = "float32"  # of the computation
+    lr_multiplier: float = 1.0  # on its learning rate; published: 10 in the stage that learns masks alone
     frozen: bool = False
 
     @classmethod
@@ -100,4 +101,5 @@ def rules(config: MaskAdapterConfig) -> PartRules:
         ),
         weight_decay=((r".*(bias|scale)|queries|gate", 0.0), (r".*kernel", 1.0)),
         trainable=((r".*", not config.frozen),),
+        lr_multiplier=((r".*", config.lr_multiplier),),
     )

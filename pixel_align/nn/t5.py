@@ -491,7 +491,7 @@ def rules(config: T5Config) -> PartRules:
         ),
         weight_decay=((r".*/scale|.*/rel_embedding", 0.0), (r".*(kernel|lora/[ab]|token_embedder/embedding)", 1.0)),
         trainable=(
-            *(((r".*/lora/[ab]", True),) if config.frozen and config.lora.rank else ()),
+            *(((r".*/lora/[ab]", not config.lora.frozen),) if config.lora.rank else ()),
             (r".*", not config.frozen),
         ),
     )
