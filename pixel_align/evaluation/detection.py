@@ -80,9 +80,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
         found.evaluate()
         found.accumulate()
         found.summarize()
-    return {
-        name: float(value) if value >= 0 else float("nan") for name, value in zip(_NAMES, found.stats, strict=True)
-    }
+    return {name: float(value) if value >= 0 else float("nan") for name, value in zip(_NAMES, found.stats, strict=True)}
 
 
 def evaluation(rows: Sequence[Row]) -> Any:
