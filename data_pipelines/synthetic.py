@@ -1,11 +1,16 @@
-"""Scenes drawn from a seed and told by an invented person, written in the publishers' own raw formats.
+"""The synthetic world on disk: scenes written in the publishers' own raw formats.
 
-A scene is a picture of coloured shapes, a sentence about some of them, the time of each word, and the path of the mouse
-that the teller moved meanwhile: hovering over a shape while its words are spoken, travelling or resting in between.
+    python -m data_pipelines.synthetic --out DIR --scenes 1000 --also expressions regions questions
+
 `write` lays scenes down as Localized Narratives (jsonl of 7 fields), JPEG and COCO instances (the name of a category is
-the full name of an object, "small red circle"), so that they take the same road through the builder as real narratives.
+the full name of an object, "small red circle"; masks are of what can be seen), so that they take the same road through
+the builders as real data. On demand it adds, each in the form of those who made it up:
 
-A scene is a function of (world, seed, split, index) alone, whatever the number of processes and the order of work.
+- expressions: `refs(unc).p` as RefCOCO has it; `kind_of(sent_id)` tells what it takes to understand an expression;
+- regions: `region_descriptions.json` and `image_data.json` as Visual Genome has them, each object by its full name;
+- questions: `questions.json`, conversations as LLaVA has them, answers of one word.
+
+What scenes hold and what is said of them is in `synthetic_scenes`, `synthetic_expressions`, `synthetic_questions`.
 """
 
 from __future__ import annotations
@@ -14,530 +19,67 @@ import argparse
 import dataclasses
 import functools
 import io
-import itertools
 import json
-import math
 import multiprocessing
 import os
 import pathlib
+import pickle
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
 import rich.progress
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (222, 32, 38),
-    "green": (40, 158, 54),
-    "blue": (38, 74, 214),
-    "yellow": (250, 222, 40),
-    "purple": (150, 52, 190),
-    "cyan": (52, 208, 226),
-    "orange": (250, 132, 20),
-    "white": (248, 248, 248),
-}
-SHAPES = ("circle", "square", "triangle", "cross", "star", "diamond")
-SIZES = ("small", "medium", "large")
-SPLITS = ("train", "validation", "test")
-
-# What a transcriber hears instead; other words lose their last letter.
-MISHEARD = {
-    "red": "read", "green": "grin", "blue": "blew", "yellow": "hello", "purple": "people", "cyan": "sign",
-    "orange": "range", "white": "wide", "circle": "circus", "square": "squire", "triangle": "tangle", "cross": "crows",
-    "star": "start", "diamond": "demand", "small": "smile", "medium": "media", "large": "lodge", "see": "sea",
-    "there": "their", "picture": "pitcher", "image": "imagine", "and": "end",
-}  # fmt: skip
-
-_OPENINGS = (
-    "in this picture i can see", "in this image we can see", "in this picture there is", "this is a picture with",
-    "here we have", "i can see", "we can see", "there is",
-)  # fmt: skip
-_JOINERS = ("and", "and also", "and then", "with", "along with")
-_RESTARTS = ("there is also", "i can also see", "we can also see", "then there is", "here is")
-_CLOSINGS = (
-    "in the background we can see a wall",
-    "and that is all",
-    "on a textured surface",
-    "this is what i can see",
+from data_pipelines.synthetic_expressions import KINDS, Kind, expressions, phrase
+from data_pipelines.synthetic_questions import questions
+from data_pipelines.synthetic_scenes import (
+    COLOURS,
+    MISHEARD,
+    PRESETS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    Scene,
+    Thing,
+    Word,
+    World,
+    draw,
+    easy,
+    generator,
+    polygon_area,
+    scene,
+    visible,
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """What scenes are like. The defaults are the hard setting; `easy()` is what a small model learns in minutes."""
-
-    size: int = 224  # side of the square picture, in pixels
-    objects: tuple[int, int] = (3, 8)  # least and most objects in a scene
-    shapes: tuple[str, ...] = SHAPES
-    colours: tuple[str, ...] = tuple(COLOURS)
-    sizes: tuple[str, ...] = SIZES  # words for equal bands of log area, with gaps between them; () leaves size unnamed
-    area: tuple[float, float] = (0.005, 0.10)  # least and most area of an object, as a share of the picture
-    max_overlap: float = 0.1  # share of the smaller of two bounding boxes that the other may cover
-    background: Literal["textured", "plain"] = "textured"
-    held_out: float = 0.1  # share of the shape-colour pairs that no training scene shows
-    # required: some object shares the shape and some the colour of each object mentioned. free: as it falls. none: no
-    # two objects of one colour, so that the first colour word of a phrase already tells which object is meant.
-    distractors: Literal["required", "free", "none"] = "required"
-    mentions: tuple[int, int] = (1, 4)  # least and most objects mentioned; where fewer qualify, all of these
-    order: Literal["random", "reading"] = (
-        "random"  # in which they are mentioned; reading: rows of a third of the picture
-    )
-    phrase: Literal["shortest", "full"] = (
-        "shortest"  # "red circle" where that is unique in the scene, or always "small red circle"
-    )
-    punctuation: bool = True  # written sentences with capitals and stops, or bare lower-case words
-    wander: float = 0.5  # chance that the mouse moves during words without a place; else it leaves no trace then
-    blur: float = 0.15  # chance that an utterance runs on across the border between two phrases
-    transcript_noise: float = 0.0  # share of the words of the transcript that are dropped, doubled or misheard
-    trace_rate: float = 20.0  # recorded mouse positions per second
-
-    def __post_init__(self) -> None:
-        """Raises ValueError where no scene can satisfy the settings."""
-        for name, known in (("shapes", SHAPES), ("colours", tuple(COLOURS)), ("sizes", SIZES)):
-            chosen = getattr(self, name)
-            if not set(chosen) <= set(known) or len(set(chosen)) != len(chosen) or (not chosen and name != "sizes"):
-                raise ValueError(f"World.{name} is {chosen}, expected distinct ones of {known}. Choose from these.")
-        for name in ("objects", "mentions", "area"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"World.{name} is {(low, high)}, expected 0 < least <= most. Order the two numbers.")
-        names = len(self.colours) * (1 if self.distractors == "none" else len(self.shapes) * max(1, len(self.sizes)))
-        if self.objects[1] > names:
-            raise ValueError(
-                f"World.objects is {self.objects}, expected at most the {names} that can be told apart. "
-                "Add colours, shapes or sizes, or ask for fewer objects."
-            )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every full name of an object, "small red circle": the categories, in order."""
-        return tuple(
-            " ".join(filter(None, words)) for words in itertools.product(self.sizes or ("",), self.colours, self.shapes)
-        )
-
-    @property
-    def held_out_pairs(self) -> frozenset[tuple[str, str]]:
-        """(colour, shape) pairs that only evaluation shows: a function of the world, not of a seed: splits agree.
-
-        They run down the diagonals of the table of pairs, so that training still shows every shape and every colour.
-        """
-        table = [(c, s) for c in range(len(self.colours)) for s in range(len(self.shapes))]
-        table.sort(key=lambda pair: ((pair[0] - pair[1]) % len(self.colours), pair[1]))
-        chosen = table[: round(self.held_out * len(table))]
-        return frozenset((self.colours[c], self.shapes[s]) for c, s in chosen)
-
-
-def easy() -> World:
-    """The setting of the demo: few, larger, distinct objects, all mentioned, a calm hand, clean utterances.
-
-    Areas are those of circles with a radius of 8% to 17% of the side.
-    """
-    return World(
-        size=64,
-        objects=(3, 5),
-        shapes=SHAPES[:4],
-        colours=tuple(COLOURS)[:6],
-        sizes=(),
-        area=(0.0201, 0.0908),
-        max_overlap=0.0,
-        distractors="none",
-        mentions=(5, 5),
-        punctuation=False,
-        wander=0.0,
-        blur=0.0,
-    )
-
-
-PRESETS: dict[str, Callable[[], World]] = {"default": World, "easy": easy}
-
-
-@dataclasses.dataclass(frozen=True)
-class Thing:
-    """One object of a scene. Coordinates are fractions of the picture."""
-
-    size: str  # "" where the world has no words for sizes
-    colour: str
-    shape: str
-    area: float  # share of the picture
-    outline: np.ndarray  # float64[K, 2], the polygon that is drawn
-    box: tuple[float, float, float, float]  # xyxy of the outline
-
-    @property
-    def name(self) -> str:
-        """The full name, "small red circle"."""
-        return " ".join(filter(None, (self.size, self.colour, self.shape)))
-
-    @property
-    def center(self) -> tuple[float, float]:
-        """Middle of the box."""
-        x0, y0, x1, y1 = self.box
-        return (x0 + x1) / 2, (y0 + y1) / 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Word:
-    """One spoken word."""
-
-    text: str  # as in the caption, punctuation included
-    start: float  # seconds
-    end: float
-    thing: int  # index of the object that its phrase describes, -1 = none
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """One picture, told once. `record` is what the publisher's file holds of it; the rest only its maker knows."""
-
-    world: World
-    seed: int
-    split: str
-    index: int
-    things: tuple[Thing, ...]  # in drawing order, largest first
-    words: tuple[Word, ...]
-    record: dict[str, Any]  # the 7 fields of a localized narrative
-
-    @property
-    def image_id(self) -> int:
-        """Number of the picture, positive, different in every split."""
-        return _image_id(self.split, self.index)
-
-    @property
-    def mentioned(self) -> tuple[int, ...]:
-        """Indices of the objects that are mentioned, in order of mention."""
-        return tuple(dict.fromkeys(word.thing for word in self.words if word.thing >= 0))
-
-
-def scene(world: World, seed: int, index: int, split: str = "train") -> Scene:
-    """The scene with this number. Pure: the same answer on every machine and in every process.
-
-    Raises:
-      ValueError: `split` is not one of SPLITS, or the world is too crowded for a scene to be found.
-    """
-    rng = _generator(seed, split, index, "scene")
-    # Drawn once, outside the trials: full scenes fit less often and must not become rarer for it.
-    objects = int(rng.integers(world.objects[0], world.objects[1] + 1))
-    for _ in range(1000):
-        attributes = _attributes(world, objects, split, rng)
-        candidates = _mentionable(world, attributes)
-        enough = len(candidates) >= min(world.mentions[0], objects)
-        if enough and (things := _place(world, attributes, rng)) is not None:
-            break
-    else:
-        raise ValueError(f"World is {world}, expected one with room for its objects. Ask for fewer or smaller objects.")
-    # Placing has sorted the objects by size; names are distinct, so they lead back to the candidates.
-    qualified = [k for k, thing in enumerate(things) if (thing.size, thing.colour, thing.shape) in candidates]
-    least, most = (min(edge, len(qualified)) for edge in world.mentions)
-    count = int(rng.integers(least, most + 1))
-    mentioned = [qualified[k] for k in rng.permutation(len(qualified))[:count]]
-    if world.order == "reading":
-        mentioned.sort(key=lambda k: (int(things[k].center[1] * 3), things[k].center[0]))
-    chunks = _sentences(world, [(k, _phrase(world, things[k], things)) for k in mentioned], rng)
-    words, spans = _speak(chunks, rng)
-    record = {
-        "dataset_id": f"synthetic_{split}",
-        "image_id": str(_image_id(split, index)),
-        "annotator_id": int(rng.integers(1, 200)),
-        "caption": " ".join(word.text for word in words),
-        "timed_caption": _transcribe(world, words, rng),
-        "traces": _trace(world, things, spans, rng),
-        "voice_recording": "",
-    }
-    return Scene(world, seed, split, index, tuple(things), tuple(words), record)
-
-
-def draw(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8[S, S, 3]."""
-    world, rng = scene.world, _generator(scene.seed, scene.split, scene.index, "picture")
-    picture = PIL.Image.fromarray(_background(world, rng))
-    shade = rng.integers(-14, 15, (len(scene.things), 3))
-    for thing, shift in zip(scene.things, shade.tolist(), strict=True):
-        colour = tuple(min(255, max(0, value + by)) for value, by in zip(COLOURS[thing.colour], shift, strict=True))
-        outline = thing.outline * world.size
-        left, top = (math.floor(edge * world.size) for edge in thing.box[:2])
-        right, bottom = (math.ceil(edge * world.size) for edge in thing.box[2:])
-        # Drawn 4 times too large and averaged: a pixel on the edge is covered by the share that the polygon covers.
-        fine = (outline - (left, top)) * 4
-        mask = PIL.Image.new("L", ((right - left) * 4, (bottom - top) * 4))
-        PIL.ImageDraw.Draw(mask).polygon(fine.reshape(-1).tolist(), fill=255)
-        picture.paste(colour, (left, top, right, bottom), mask.reduce(4))
-    return np.asarray(picture)
-
-
-def _image_id(split: str, index: int) -> int:
-    # From 1: several readers of COCO files take 0 for "none".
-    return SPLITS.index(split) * 100_000_000 + index + 1
-
-
-def _generator(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, expected one of {SPLITS}. Choose one of these.")
-    return np.random.default_rng((seed, SPLITS.index(split), index, purpose == "picture"))
-
-
-# What is in the scene
-
-
-def _attributes(world: World, count: int, split: str, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """(size, colour, shape) of each object, all distinct; distractors come from few shapes and colours."""
-    colours, shapes = list(world.colours), list(world.shapes)
-    if world.distractors == "required":
-        colours = _some(colours, int(rng.integers(2, max(2, count // 2) + 1)), rng)
-        shapes = _some(shapes, int(rng.integers(2, max(2, count // 2) + 1)), rng)
-    hidden = world.held_out_pairs if split == "train" else frozenset()
-    cells = [cell for cell in itertools.product(world.sizes or ("",), colours, shapes) if cell[1:] not in hidden]
-    chosen = [cells[k] for k in rng.permutation(len(cells)).tolist()]
-    if world.distractors == "none":
-        chosen = list({cell[1]: cell for cell in chosen}.values())
-    return chosen[:count] if len(chosen) >= count else []
-
-
-def _some(items: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    return [items[k] for k in rng.permutation(len(items))[:count].tolist()]
-
-
-def _mentionable(world: World, attributes: list[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
-    """The objects that may be mentioned: with distractors, those that share both shape and colour with others."""
-    if world.distractors != "required":
-        return set(attributes)
-    colours = [colour for _, colour, _ in attributes]
-    shapes = [shape for _, _, shape in attributes]
-    return {cell for cell in attributes if colours.count(cell[1]) > 1 and shapes.count(cell[2]) > 1}
-
-
-def _place(world: World, attributes: list[tuple[str, str, str]], rng: np.random.Generator) -> list[Thing] | None:
-    """Gives each object an area within the band of its size word and a uniform position; None where they do not fit.
-
-    Largest first, each at a uniform position inside the picture where its box and any other's share no more than
-    `max_overlap` of the smaller of the two.
-    """
-    low, high = (math.log(edge) for edge in world.area)
-    bands = max(1, len(world.sizes))
-    # Bands are parted by gaps a quarter of a band wide: no object lies between "small" and "medium".
-    band = (high - low) / (bands + (bands - 1) / 4)
-    sized = []
-    for cell, at in zip(attributes, rng.random(len(attributes)).tolist(), strict=True):
-        rank = world.sizes.index(cell[0]) if world.sizes else 0
-        sized.append((math.exp(low + band * (rank * 1.25 + at)), cell))
-    sized.sort(reverse=True)
-    things: list[Thing] = []
-    taken: list[tuple[float, float, float, float]] = []
-    for area, (size, colour, shape) in sized:
-        outline = _unit_outline(shape) * math.sqrt(area)
-        half_x, half_y = outline.max(0).tolist()
-        for u, v in rng.random((40, 2)).tolist():
-            x, y = half_x + u * (1 - 2 * half_x), half_y + v * (1 - 2 * half_y)
-            box = (x - half_x, y - half_y, x + half_x, y + half_y)
-            if all(_overlap(box, other) <= world.max_overlap for other in taken):
-                break
-        else:
-            return None
-        taken.append(box)
-        things.append(Thing(size, colour, shape, area, outline + np.asarray([x, y]), box))
-    return things
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Area shared by two boxes, as a share of the smaller one."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-
-
-@functools.cache
-def _unit_outline(shape: str) -> np.ndarray:
-    """float64[K, 2]: the polygon with area 1 whose box is centred on (0, 0); y runs down."""
-
-    def ring(corners: int, radii: Sequence[float], turn: float) -> np.ndarray:
-        angle = 2 * math.pi * (np.arange(corners) / corners + turn)
-        return np.stack([np.cos(angle), np.sin(angle)], -1) * np.resize(radii, corners)[:, None]
-
-    arm = 0.36  # half the width of a cross's arm, as a share of half its extent
-    polygon = {
-        "circle": lambda: ring(40, [1], 0),
-        "square": lambda: ring(4, [1], 1 / 8),
-        "triangle": lambda: ring(3, [1], -1 / 4),
-        "diamond": lambda: ring(4, [1], 0) * (0.72, 1),
-        "star": lambda: ring(10, [1, 0.42], -1 / 4),
-        "cross": lambda: np.asarray(
-            [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
-             (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]
-        ),
-    }[shape]()  # fmt: skip
-    polygon = polygon - (polygon.min(0) + polygon.max(0)) / 2
-    polygon = polygon / math.sqrt(polygon_area(polygon))
-    polygon.setflags(write=False)
-    return polygon
-
-
-def polygon_area(outline: np.ndarray) -> float:
-    """Area of a simple polygon float[K, 2] (the shoelace formula)."""
-    x, y = outline.T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-
-
-def _background(world: World, rng: np.random.Generator) -> np.ndarray:
-    """uint8[S, S, 3], gray with a tint; textured: soft clouds, a weave of two waves, and grain."""
-    side, level = world.size, rng.integers(84, 150) + rng.integers(-8, 9, 3)
-    if world.background == "plain":
-        return np.broadcast_to(level.astype(np.uint8), (side, side, 3)).copy()
-    cells = int(rng.integers(3, 8))
-    clouds = PIL.Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8)).resize(
-        (side, side), PIL.Image.Resampling.BICUBIC
-    )
-    slope = rng.random((2, 2)) * 2 - 1
-    along = np.arange(side) * (2 * math.pi * 9 / side)
-    weave = np.sin(along * slope[0, 0] + (along * slope[0, 1])[:, None]) + np.sin(
-        along * slope[1, 0] + (along * slope[1, 1])[:, None]
-    )
-    grain = rng.integers(-9, 10, (side, side), np.int16) + np.rint(7 * weave).astype(np.int16)
-    pixels = np.asarray(clouds).astype(np.int16)
-    return np.clip((pixels - 128) // 5 + level.astype(np.int16) + grain[..., None], 0, 255).astype(np.uint8)
-
-
-# What is said, and when
-
-
-def _phrase(world: World, thing: Thing, things: Sequence[Thing]) -> str:
-    """Words that describe this object and no other of the scene."""
-    alike = sum(other.colour == thing.colour and other.shape == thing.shape for other in things)
-    return thing.name if world.phrase == "full" or alike > 1 else f"{thing.colour} {thing.shape}"
-
-
-def _sentences(world: World, phrases: list[tuple[int, str]], rng: np.random.Generator) -> list[tuple[int, list[str]]]:
-    """Phrases [(object, words)] -> chunks [(object or -1, words)] of a told story, in turn without and with a place."""
-
-    def pick(options: Sequence[str]) -> list[str]:
-        return options[int(rng.integers(len(options)))].split()
-
-    chunks: list[tuple[int, list[str]]] = []
-    starts = [0]  # chunks that begin a sentence
-    for number, (thing, phrase) in enumerate(phrases):
-        if not number:
-            lead = pick(_OPENINGS)
-        elif rng.random() < 0.3:
-            starts.append(len(chunks))
-            lead = pick(_RESTARTS)
-        else:
-            lead = pick(_JOINERS)
-        chunks.append((-1, [*lead, "an" if phrase[0] in "aeiou" else "a"]))
-        chunks.append((thing, phrase.split()))
-    if rng.random() < 0.2:
-        starts.append(len(chunks))
-        chunks.append((-1, pick(_CLOSINGS)))
-    if world.punctuation:
-        for start in starts:
-            words = chunks[start][1]
-            words[:] = [word.upper() if word == "i" else word for word in words]
-            words[0] = words[0][0].upper() + words[0][1:]
-            if start:
-                chunks[start - 1][1][-1] += "."
-        chunks[-1][1][-1] += "."
-    return chunks
-
-
-def _speak(
-    chunks: list[tuple[int, list[str]]], rng: np.random.Generator
-) -> tuple[list[Word], list[tuple[int, float, float]]]:
-    """Chunks -> words with times, and (object or -1, start, end) of each chunk. A short pause parts the chunks."""
-    pace = 0.8 + 0.5 * rng.random()
-    clock = 0.3 + 0.7 * rng.random()
-    words: list[Word] = []
-    spans = []
-    for thing, texts in chunks:
-        begin = clock
-        for text, stretch in zip(texts, rng.random(len(texts)).tolist(), strict=True):
-            end = clock + pace * (0.12 + 0.05 * len(text)) * (0.8 + 0.45 * stretch)
-            words.append(Word(text, round(clock, 3), round(end, 3), thing))
-            clock = end
-        spans.append((thing, begin, clock))
-        clock += 0.12 + 0.3 * rng.random()
-    return words, spans
-
-
-def _transcribe(world: World, words: list[Word], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The timed transcript: utterances of 1 to 4 words that mostly end where a phrase ends, with its noise."""
-    groups: list[list[Word]] = []
-    room = 0
-    for word in words:
-        border = not groups or groups[-1][-1].thing != word.thing
-        if room == 0 or (border and rng.random() >= world.blur):
-            groups.append([])
-            room = int(rng.integers(1, 5))
-        groups[-1].append(word)
-        room -= 1
-    utterances = []
-    for group in groups:
-        heard = [text for word in group for text in _hear(world, word.text, rng)]
-        if heard:
-            utterances.append({"utterance": " ".join(heard), "start_time": group[0].start, "end_time": group[-1].end})
-    return utterances
-
-
-def _hear(world: World, text: str, rng: np.random.Generator) -> list[str]:
-    """One word of the caption -> what the transcript has for it: itself, nothing, itself twice, or another word."""
-    if not world.transcript_noise:
-        return [text]
-    chance, kind = rng.random(2).tolist()
-    if chance >= world.transcript_noise:
-        return [text]
-    plain = text.lower().strip(".")
-    return ([], [text, text], [MISHEARD.get(plain, plain[:-1] or "uh")])[int(kind * 3)]
-
-
-# Where the mouse is
-
-
-def _trace(
-    world: World, things: Sequence[Thing], spans: list[tuple[int, float, float]], rng: np.random.Generator
-) -> list[list[dict[str, float]]]:
-    """The recorded path: strokes of points {x, y, t}, x and y in fractions of the picture, t in seconds.
-
-    Over an object the hand goes round inside its outline's box, with a tremor; between objects it travels straight,
-    slow at both ends, or, without `wander`, it is lifted, so that the words in between have no trace.
-    """
-    here = rng.random(2)
-    strokes: list[list[dict[str, float]]] = []
-    path: list[np.ndarray] = []
-    for number, (target, begin, end) in enumerate(spans):
-        lead, lag, turn, speed, reach, coin = rng.random(6).tolist()
-        if target >= 0:
-            # The hand arrives a little before the first word and leaves a little after the last.
-            t = np.arange(begin - 0.05 * lead, end + 0.05 * lag, 1 / world.trace_rate)
-            x0, y0, x1, y1 = things[target].box
-            half = np.asarray([x1 - x0, y1 - y0]) / 2
-            angle = 2 * math.pi * (turn + (1.0 + speed) * (t - begin))
-            circle = np.stack([np.cos(angle), np.sin(angle)], -1)
-            tremor = np.clip(rng.normal(0, 0.08, (len(t), 2)), -0.2, 0.2)
-            xy = np.asarray(things[target].center) + half * ((0.45 + 0.3 * reach) * circle + tremor)
-            path.append(np.column_stack([xy, t]))
-            here = xy[-1]
-        elif coin < world.wander:
-            after = things[spans[number + 1][0]].center if number + 1 < len(spans) else rng.random(2)
-            t = np.arange(begin + 0.06, end + 0.06, 1 / world.trace_rate)
-            share = np.linspace(0, 1, len(t))[:, None]
-            share = share * share * (3 - 2 * share)
-            tremor = np.clip(rng.normal(0, 0.01, (len(t), 2)), -0.03, 0.03)
-            path.append(np.column_stack([here * (1 - share) + np.asarray(after) * share + tremor, t]))
-        else:
-            strokes.append(_stroke(path))
-            path = []
-    strokes.append(_stroke(path))
-    return [stroke for stroke in strokes if stroke]
-
-
-def _stroke(path: list[np.ndarray]) -> list[dict[str, float]]:
-    if not path:
-        return []
-    points = np.round(np.concatenate(path), 4).tolist()
-    return [{"x": x, "y": y, "t": t} for x, y, t in points]
-
-
-# The publishers' files
+__all__ = [
+    "ALSO",
+    "COLOURS",
+    "MISHEARD",
+    "PRESETS",
+    "SHAPES",
+    "SIZES",
+    "SPLITS",
+    "Files",
+    "Scene",
+    "Thing",
+    "Word",
+    "World",
+    "draw",
+    "easy",
+    "encode",
+    "kind_of",
+    "main",
+    "polygon_area",
+    "polygons_of",
+    "scene",
+    "visible",
+    "write",
+]
+
+ALSO = ("expressions", "regions", "questions")  # what can be written beside narratives and instances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -547,6 +89,23 @@ class Files:
     narratives: pathlib.Path  # Localized Narratives, one record a line
     images: pathlib.Path  # folder of <12 digits>.jpg, as COCO names them
     instances: pathlib.Path  # COCO instances
+    refs: pathlib.Path | None = None  # RefCOCO's refs(unc).p: its folder is what `refcoco.read_refer` reads
+    region_descriptions: pathlib.Path | None = None  # Visual Genome's
+    image_data: pathlib.Path | None = None  # Visual Genome's
+    questions: pathlib.Path | None = None  # LLaVA's conversations
+
+    @classmethod
+    def of(cls, folder: pathlib.Path, also: Sequence[str]) -> Files:
+        """The names of the files of a split in its folder."""
+        return cls(
+            folder / "narratives.jsonl",
+            folder / "images",
+            folder / "instances.json",
+            refs=folder / "refs(unc).p" if "expressions" in also else None,
+            region_descriptions=folder / "region_descriptions.json" if "regions" in also else None,
+            image_data=folder / "image_data.json" if "regions" in also else None,
+            questions=folder / "questions.json" if "questions" in also else None,
+        )
 
 
 def write(
@@ -556,25 +115,34 @@ def write(
     seed: int,
     split: str = "train",
     *,
+    also: Sequence[str] = (),
     processes: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Files:
-    """Writes scenes 0 to `scenes` - 1 of a split to `out_dir`/`split`; `progress` hears of each run of scenes done.
+    """Writes scenes 0 to `scenes` - 1 of a split to `out_dir`/`split`.
 
     The folder appears when it is whole. One that is there and was written with the same settings is left as it is.
 
+    Args:
+      also: some of ALSO, written beside narratives, pictures and instances.
+      progress: hears of each run of scenes done.
+
     Raises:
       FileExistsError: the folder is there and holds something else.
-      ValueError: `scenes` is below 1, `split` is not one of SPLITS, or the world has no room for its objects.
+      ValueError: `scenes` is below 1, `split` is not one of SPLITS, `also` not some of ALSO, or the world has no room
+        for its objects.
     """
+    if not set(also) <= set(ALSO):
+        raise ValueError(f"also is {tuple(also)}, expected some of {ALSO}. Choose from these.")
+    also = tuple(name for name in ALSO if name in also)
     if scenes < 1:
         raise ValueError(f"scenes is {scenes}, expected at least 1. Say how many to draw.")
-    _generator(seed, split, 0, "scene")  # an unknown split is named before anything is written
+    generator(seed, split, 0, "scene")  # an unknown split is named before anything is written
     folder = pathlib.Path(out_dir) / split
     settings = json.dumps(
-        {"world": dataclasses.asdict(world), "scenes": scenes, "seed": seed, "split": split}, indent=1
+        {"world": dataclasses.asdict(world), "scenes": scenes, "seed": seed, "split": split, "also": also}, indent=1
     )
-    files = Files(folder / "narratives.jsonl", folder / "images", folder / "instances.json")
+    files = Files.of(folder, also)
     if folder.exists():
         written = folder / "world.json"
         if not written.is_file() or written.read_text() != settings:
@@ -588,34 +156,54 @@ def write(
         shutil.rmtree(partial)
     (partial / "images").mkdir(parents=True)
     (partial / "world.json").write_text(settings)
-    instances: dict[str, Any] = {
-        "info": {"description": f"pixel_align synthetic scenes, {split}, seed {seed}"},
+    records: dict[str, list[Any]] = {}
+    with open(partial / "narratives.jsonl", "w", encoding="utf-8") as narratives:
+        for part in _parts(world, seed, split, partial / "images", also, scenes, processes):
+            lines = part.pop("narratives")
+            narratives.writelines(lines)
+            for name, rows in part.items():
+                records.setdefault(name, []).extend(rows)
+            if progress:
+                progress(len(lines))
+    description = f"pixel_align synthetic scenes, {split}, seed {seed}"
+    _finish(Files.of(partial, also), world, description, records)
+    partial.rename(folder)
+    return files
+
+
+def _finish(files: Files, world: World, description: str, records: Mapping[str, list[Any]]) -> None:
+    """Writes the files that are one JSON or one pickle."""
+    instances = {
+        "info": {"description": description},
         "licenses": [],
-        "images": [],
-        "annotations": [],
+        "images": records["images"],
+        "annotations": records["annotations"],
         "categories": [
             {"id": number, "name": name, "supercategory": name.split()[-1]}
             for number, name in enumerate(world.names, 1)
         ],
     }
-    with open(partial / "narratives.jsonl", "w", encoding="utf-8") as narratives:
-        for lines, images, annotations in _parts(world, seed, split, partial / "images", scenes, processes):
-            narratives.writelines(lines)
-            instances["images"] += images
-            instances["annotations"] += annotations
-            if progress:
-                progress(len(lines))
-    (partial / "instances.json").write_text(json.dumps(instances, separators=(",", ":")))
-    partial.rename(folder)
-    return files
+    for path, content in (
+        (files.instances, instances),
+        (files.region_descriptions, records.get("regions")),
+        (files.image_data, records.get("image_data")),
+        (files.questions, records.get("questions")),
+    ):
+        if path:
+            path.write_text(json.dumps(content, separators=(",", ":")))
+    if files.refs:
+        # Through JSON: a pickle tells equal texts from the same text, and which they are depends on the processes.
+        files.refs.write_bytes(pickle.dumps(json.loads(json.dumps(records["refs"])), protocol=2))
 
 
-_Part = tuple[list[str], list[dict[str, Any]], list[dict[str, Any]]]
+_Part = dict[str, list[Any]]  # file -> its records
 
 
-def _parts(world: World, seed: int, split: str, images: pathlib.Path, scenes: int, processes: int) -> Iterator[_Part]:
+def _parts(
+    world: World, seed: int, split: str, images: pathlib.Path, also: Sequence[str], scenes: int, processes: int
+) -> Iterator[_Part]:
     """Scenes in runs of 250, in order, in this process or in several."""
-    work = functools.partial(_write_part, world, seed, split, images)
+    work = functools.partial(_write_part, world, seed, split, images, also)
     runs = [range(start, min(start + 250, scenes)) for start in range(0, scenes, 250)]
     if processes <= 1:
         yield from map(work, runs)
@@ -625,19 +213,34 @@ def _parts(world: World, seed: int, split: str, images: pathlib.Path, scenes: in
         yield from pool.map(work, runs)
 
 
-def _write_part(world: World, seed: int, split: str, folder: pathlib.Path, indices: range) -> _Part:
-    """Writes the pictures of these scenes; gives their lines of jsonl and their COCO images and annotations."""
+def _write_part(
+    world: World, seed: int, split: str, folder: pathlib.Path, also: Sequence[str], indices: range
+) -> _Part:
+    """Writes the pictures of these scenes; gives what the files say of them."""
     numbers = {name: number for number, name in enumerate(world.names, 1)}
-    lines, images, annotations = [], [], []
+    part: _Part = {"narratives": [], "images": [], "annotations": []}
+    part |= {name: [] for name in ("refs",) if "expressions" in also}
+    part |= {name: [] for name in ("regions", "image_data") if "regions" in also}
+    part |= {name: [] for name in ("questions",) if "questions" in also}
     for index in indices:
         told = scene(world, seed, index, split)
         name = f"{told.image_id:012d}.jpg"
         (folder / name).write_bytes(encode(draw(told)))
-        lines.append(json.dumps(told.record) + "\n")
-        images.append({"id": told.image_id, "file_name": name, "width": world.size, "height": world.size})
-        for k, thing in enumerate(told.things):
-            annotations.append(_annotation(told, thing, told.image_id * 100 + k, numbers[thing.name]))
-    return lines, images, annotations
+        part["narratives"].append(json.dumps(told.record) + "\n")
+        part["images"].append({"id": told.image_id, "file_name": name, "width": world.size, "height": world.size})
+        annotations = [_annotation(told, k, numbers[thing.name]) for k, thing in enumerate(told.things)]
+        part["annotations"] += annotations
+        if "expressions" in also:
+            part["refs"] += _refs(told, annotations)
+        if "regions" in also:
+            part["regions"].append(_regions(told, annotations))
+            size = {"width": world.size, "height": world.size}
+            part["image_data"].append(
+                {"image_id": told.image_id, **size, "url": "", "coco_id": None, "flickr_id": None}
+            )
+        if "questions" in also:
+            part["questions"].append(_conversation(told, name))
+    return part
 
 
 def encode(picture: np.ndarray) -> bytes:
@@ -647,19 +250,121 @@ def encode(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _annotation(told: Scene, thing: Thing, number: int, category: int) -> dict[str, Any]:
-    """One COCO annotation, in pixels, xywh."""
-    side = told.world.size
+def _annotation(told: Scene, k: int, category: int) -> dict[str, Any]:
+    """COCO's annotation of object `k`, in pixels, xywh; where others lie on it, of what can be seen of it."""
+    thing, side = told.things[k], told.world.size
+    polygons: list[list[float]] = [np.round(thing.outline * side, 2).reshape(-1).tolist()]
     x0, y0, x1, y1 = (edge * side for edge in thing.box)
+    area = thing.area * side * side
+    shown = visible(told, k)
+    if shown is not None:
+        mask = shown >= 0.5
+        polygons, area = polygons_of(mask), float(mask.sum())
+        rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+        if len(rows):
+            x0, x1 = max(x0, float(columns[0])), min(x1, float(columns[-1] + 1))
+            y0, y1 = max(y0, float(rows[0])), min(y1, float(rows[-1] + 1))
     return {
-        "id": number,
+        "id": told.image_id * 100 + k,
         "image_id": told.image_id,
         "category_id": category,
-        "segmentation": [np.round(thing.outline * side, 2).reshape(-1).tolist()],
+        "segmentation": polygons,
         "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-        "area": round(thing.area * side * side, 2),
+        "area": round(area, 2),
         "iscrowd": 0,
     }
+
+
+def polygons_of(mask: np.ndarray) -> list[list[float]]:
+    """bool[H, W] -> polygons [x, y, x, y ...] along the edges of its pixels, which together cover exactly these.
+
+    COCO's polygons have no holes. From the top, a polygon goes on from row to row as long as its run of pixels touches
+    one run and that one no other; where runs part or meet, new polygons begin.
+    """
+    polygons: list[list[float]] = []
+    open_runs: dict[tuple[int, int], list[tuple[int, int]]] = {}  # last run -> runs of the polygon, one for each row
+    for y in range(len(mask) + 1):
+        row = np.zeros(mask.shape[1] + 2, np.int8)
+        row[1:-1] = mask[y] if y < len(mask) else 0
+        edges = np.flatnonzero(np.diff(row)).reshape(-1, 2).tolist()
+        runs = [(left, right) for left, right in edges]
+        above = {run: [one for one in open_runs if one[0] < run[1] and run[0] < one[1]] for run in runs}
+        below = {one: [run for run in runs if one in above[run]] for one in open_runs}
+        going: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for run in runs:
+            alone = len(above[run]) == 1 and len(below[above[run][0]]) == 1
+            going[run] = [*(open_runs.pop(above[run][0]) if alone else []), run]
+        polygons += [_around(rows, y) for rows in open_runs.values()]
+        open_runs = going
+    return polygons
+
+
+def _around(rows: list[tuple[int, int]], bottom: int) -> list[float]:
+    """Runs (left, right) of successive rows, the last one above `bottom` -> the polygon around them, clockwise."""
+    top = bottom - len(rows)
+    down = [corner for y, (_, right) in enumerate(rows, top) for corner in ((right, y), (right, y + 1))]
+    up = [corner for y, (left, _) in enumerate(rows, top) for corner in ((left, y), (left, y + 1))]
+    ring = down + up[::-1]
+    # On a straight edge only its ends count.
+    kept = [
+        b for a, b, c in zip(ring[-1:] + ring[:-1], ring, ring[1:] + ring[:1], strict=True) if not _straight(a, b, c)
+    ]
+    return [value for corner in kept for value in corner]
+
+
+def _straight(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> bool:
+    return b in (a, c) or (a[0] == b[0] == c[0]) or (a[1] == b[1] == c[1])
+
+
+def _refs(told: Scene, annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """RefCOCO's refs of a scene: one for each object that expressions name."""
+    by_thing: dict[int, list[dict[str, Any]]] = {}
+    for number, expression in enumerate(expressions(told)):
+        sentence = {
+            "sent_id": (told.image_id * 1000 + number) * 10 + KINDS.index(expression.meaning.kind),
+            "sent": expression.text,
+            "raw": expression.text,
+            "tokens": expression.text.split(),
+        }
+        by_thing.setdefault(expression.thing, []).append(sentence)
+    return [
+        {
+            "ref_id": annotations[k]["id"],
+            "ann_id": annotations[k]["id"],
+            "image_id": told.image_id,
+            "category_id": annotations[k]["category_id"],
+            "file_name": f"{told.image_id:012d}_{annotations[k]['id']}.jpg",
+            "split": {"validation": "val"}.get(told.split, told.split),
+            "sent_ids": [sentence["sent_id"] for sentence in sentences],
+            "sentences": sentences,
+        }
+        for k, sentences in by_thing.items()
+    ]
+
+
+def kind_of(sent_id: str | int) -> Kind:
+    """What it takes to understand an expression that `write` wrote: its last digit tells."""
+    return KINDS[int(sent_id) % 10]
+
+
+def _regions(told: Scene, annotations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Visual Genome's regions of a scene: each object by its full name, its box in whole pixels."""
+    regions = []
+    for thing, annotation in zip(told.things, annotations, strict=True):
+        x, y, width, height = annotation["bbox"]
+        x0, y0, x1, y1 = round(x), round(y), round(x + width), round(y + height)
+        box = {"x": x0, "y": y0, "width": max(1, x1 - x0), "height": max(1, y1 - y0)}
+        regions.append({"region_id": annotation["id"], "image_id": told.image_id, **box, "phrase": phrase(thing)})
+    return {"id": told.image_id, "regions": regions}
+
+
+def _conversation(told: Scene, file_name: str) -> dict[str, Any]:
+    """LLaVA's conversation about a scene: the picture is shown with the first question."""
+    turns = []
+    for number, question in enumerate(questions(told)):
+        turns.append({"from": "human", "value": question.text if number else f"<image>\n{question.text}"})
+        turns.append({"from": "gpt", "value": question.answer})
+    return {"id": str(told.image_id), "image": file_name, "conversations": turns}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -671,6 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels, instead of the preset's")
+    parser.add_argument("--also", nargs="+", choices=ALSO, default=(), help="more to write (default: nothing)")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)
     world = PRESETS[options.preset]()
@@ -687,13 +393,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.scenes,
                 options.seed,
                 options.split,
+                also=options.also,
                 processes=options.processes,
                 progress=lambda done: bar.advance(task, done),
             )
         except (ValueError, FileExistsError) as error:
             parser.error(str(error))
     for field in dataclasses.fields(files):
-        print(f"{field.name:>10}  {getattr(files, field.name)}")
+        if path := getattr(files, field.name):
+            print(f"{field.name:>19}  {path}")
 
 
 if __name__ == "__main__":

@@ -403,11 +403,12 @@ def test_instances_load_in_the_coco_api(tmp_path: pathlib.Path) -> None:
         told = synthetic.scene(world, 0, index)
         annotations = api.imgToAnns[told.image_id]
         assert [api.cats[a["category_id"]]["name"] for a in annotations] == [thing.name for thing in told.things]
-        for annotation, thing in zip(annotations, told.things, strict=True):
+        for k, (annotation, thing) in enumerate(zip(annotations, told.things, strict=True)):
             x, y, width, height = annotation["bbox"]
-            np.testing.assert_allclose([x, y, x + width, y + height], np.asarray(thing.box) * 128, atol=0.02)
             assert api.annToMask(annotation).sum() == pytest.approx(annotation["area"], rel=0.15, abs=6)
-            assert annotation["area"] == pytest.approx(thing.area * 128**2, abs=0.01)
+            if synthetic.visible(told, k) is None:  # what others hide: test_synthetic_files
+                np.testing.assert_allclose([x, y, x + width, y + height], np.asarray(thing.box) * 128, atol=0.02)
+                assert annotation["area"] == pytest.approx(thing.area * 128**2, abs=0.01)
 
 
 def test_processes_do_not_change_the_files(tmp_path: pathlib.Path) -> None:
