@@ -328,10 +328,16 @@ def build(
         index = _index(builder, work, inputs, shards, stamp, materials)
         reports = _build_parts(builder, work, index, inputs, materials)
         skipped = _skipped([index, *reports])
-        check_skipped(skipped, index["annotations"] + index["skipped"]["total"], inputs, kind.UNIT)
         mended = sum((Counter(part["mended"]) for part in reports), Counter[str]())
         counts = {key: sum(part[key] for part in reports) for key in kind.COUNTS}
-        kind.check(mended, counts)
+        with _leaving_nothing(work, skipped):
+            check_skipped(skipped, index["annotations"] + index["skipped"]["total"], inputs, kind.UNIT)
+            kind.check(mended, counts)
+            if not any(part["examples"] for part in reports):
+                first = f" First: {skipped.named[0]}" if skipped.named else ""
+                raise DataError(
+                    f"split {split!r} has no pictures left, expected some. Check --annotations and --images.{first}"
+                )
         report = {
             "name": builder.name,
             "version": str(builder.version),
@@ -344,8 +350,6 @@ def build(
             "skipped": _skipped_record(skipped),
             "mended": dict(sorted(mended.items())),
         }
-        if not report["pictures"]:
-            raise DataError(f"split {split!r} has no pictures left, expected some. Check --annotations and --images.")
         names = dict(sorted(pair for part in reports for pair in part["image_names"].items()))
         # Once only: a build that was ended during the steps below takes them again, and the split may be the new one.
         if not (work / "forgotten").exists():
@@ -482,7 +486,8 @@ def _build_parts(
         count, size = parts.write_records(path, builder.info.features, records())
         # Before the part counts as done: pictures that were mended are read again by the next run.
         all_skipped.merge(skipped)
-        check_skipped(all_skipped, total, inputs, builder.UNIT)
+        with _leaving_nothing(work, all_skipped):
+            check_skipped(all_skipped, total, inputs, builder.UNIT)
         return {
             "examples": count,
             "bytes": size,
@@ -496,6 +501,17 @@ def _build_parts(
         }
 
     return parts.finish_parts(work / "parts", index["images"], write, "pictures")
+
+
+@contextlib.contextmanager
+def _leaving_nothing(work: Path, skipped: Skipped) -> Iterator[None]:
+    """Removes the work of a build that is refused, unless mended pictures can make it good."""
+    try:
+        yield
+    except DataError:
+        if not {"missing picture", "bad picture"} & skipped.counts.keys():
+            shutil.rmtree(work)
+        raise
 
 
 def _bucket_file(work: Path, bucket: int) -> Path:

@@ -11,7 +11,7 @@ import os
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,22 +119,6 @@ def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
             raise DataError(
                 f"annotation file {str(path)!r} is empty, expected one narrative per line. Check --annotations."
             )
-
-
-def read(
-    patterns: Sequence[str],
-    skipped: Skipped,
-    lines: Callable[[Sequence[str]], Iterator[tuple[str, bytes]]] = read_lines,
-) -> Iterator[tuple[str, Narrative]]:
-    """Narratives of one or several files with where each stands (file:line), streaming; bad lines go to `skipped`.
-
-    `lines` is how to read such files, the publisher's jsonl by default.
-    """
-    for where, line in lines(patterns):
-        try:
-            yield where, parse_narrative(line)
-        except BadRecord as error:
-            skipped.add("bad record", where, str(error))
 
 
 def annotation_files(patterns: Sequence[str]) -> list[Path]:

@@ -184,6 +184,11 @@ def check(patterns: Sequence[str], inputs: building.Inputs, collection: str = "o
             f"annotation files {', '.join(patterns)} hold no annotation, expected some of {', '.join(KINDS)}. Add them."
         )
     for name in KINDS:
+        if counts[name] and skipped[name].total == counts[name]:
+            first = skipped[name].named[0]
+            raise DataError(
+                f"number of good {name} is 0 of {counts[name]}, expected some. Correct them. First: {first}"
+            )
         building.check_skipped(skipped[name], counts[name], inputs, name)
     return {name: counts[name] for name in KINDS if counts[name]}
 

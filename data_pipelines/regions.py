@@ -218,6 +218,7 @@ class RegionSet(building.PictureSet):
                 if region.region_id in ids:
                     raise BadRecord("region id stands there already, expected one of its own for each region")
                 box, mask = _place(region, size, picture.size, drawn)
+                inside = _within(box, size)
             except BadRecord as error:
                 skipped.add("bad region", where, str(error))
                 continue
@@ -231,7 +232,6 @@ class RegionSet(building.PictureSet):
             mended["spaces around the text taken off"] += text != region.text
             mended["mask without a pixel dropped"] += region.mask is not None and not mask
             height, width = size
-            inside = _within(box, size)
             mended[_CUT] += max(abs(a - b) for a, b in zip(box, inside, strict=True)) > _EDGE
             rows.append(
                 {

@@ -140,9 +140,11 @@ def main(args: argparse.Namespace) -> None:
     if not grit and not args.image_data:
         raise DataError("--image-data is missing, expected image_data.json: it has the sizes of the pictures. Give it.")
     files = [path for path in (args.annotations, args.image_data) if path]
-    for split in args.splits or splits:
+    chosen = args.splits or list(splits)
+    for split in chosen:
         if split not in splits:
             raise DataError(f"--splits has {split!r}, expected some of {', '.join(splits)}. Choose one of them.")
+    for split in chosen:
         only = splits[split]
         built = regions.build(
             args.out,
