@@ -57,6 +57,7 @@ from data_pipelines.synthetic_scenes import (
 __all__ = [
     "ALSO",
     "COLOURS",
+    "KINDS",
     "MISHEARD",
     "PRESETS",
     "SHAPES",
