@@ -63,12 +63,12 @@ class PromptPoints:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MaskTargets:
-    """The masks of the regions.
+class Masks:
+    """Masks of the N regions, or of the M prompts.
 
     Attributes:
       cells: Bool[B, N, S, S], the canvas in S x S cells: which of them are more than half inside.
-      given: Bool[B, N], which regions have a mask.
+      given: Bool[B, N], which of them have a mask.
     """
 
     cells: Array
@@ -93,6 +93,7 @@ class Batch:
       prompt_points: points of the prompts; None where the model reads boxes only.
       regions: the objects of the picture, for the dense first stage and the detector; None where the model reads none.
       masks: the masks of the regions; None where the model makes none.
+      prompt_masks: the masks of the prompts, Bool[B, M, ...]; None where the model reads none.
     """
 
     images: Array
@@ -108,7 +109,8 @@ class Batch:
     weights: Weights
     prompt_points: PromptPoints | None = None
     regions: RegionTargets | None = None
-    masks: MaskTargets | None = None
+    masks: Masks | None = None
+    prompt_masks: Masks | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -165,6 +167,7 @@ class Shape:
       prompt_points: K, 0 for boxes only. objects: R, 0 for no region targets. phrase: L.
       mask: S, side of the masks of regions in cells, 0 for none: from that of predicted masks, a quarter of the canvas
         in published models, to the canvas (published). Finer ones teach edges inside a cell and cost memory.
+      prompt_mask: side of the masks of prompts in cells, 0 for none; a multiple of 4.
     """
 
     canvas: int
@@ -178,6 +181,7 @@ class Shape:
     objects: int = 0
     phrase: int = 8
     mask: int = 0
+    prompt_mask: int = 0
 
 
 def spec(shape: Shape, batch_size: int) -> Batch:
@@ -201,7 +205,10 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         foreground=array(np.bool_, m, k),
         boxed=array(np.bool_, m),
     )
-    masks = MaskTargets(cells=array(np.bool_, n, shape.mask, shape.mask), given=array(np.bool_, n))
+    masks, prompt_masks = (
+        Masks(cells=array(np.bool_, count, side, side), given=array(np.bool_, count)) if side else None
+        for count, side in ((n, shape.mask), (m, shape.prompt_mask))
+    )
     return Batch(
         images=array(np.uint8, s, s, 3),
         valid_size=array(np.int32, 2),
@@ -218,7 +225,8 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         ),
         prompt_points=prompt_points if k else None,
         regions=regions if r else None,
-        masks=masks if shape.mask else None,
+        masks=masks,
+        prompt_masks=prompt_masks,
     )
 
 

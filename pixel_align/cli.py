@@ -127,7 +127,7 @@ def predict(
         str,
         typer.Option(
             help="trace: a sentence with a place for every word; caption: a sentence; refer, segment: the box, or box "
-            "and mask, of what --text names; describe: words about --box or --point."
+            "and mask, of what --text names; describe: words about --box, --point or --mask."
         ),
     ] = "trace",
     text: Annotated[
@@ -138,23 +138,28 @@ def predict(
     point: Annotated[
         list[str] | None, typer.Option(help="A point on what is asked about: x,y in pixels; may be given again.")
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="A black and white PNG of the picture's size: what is meant.")
+    ] = None,
     out: Annotated[str, typer.Option(help="The annotated picture to write.")] = "",
     json_out: Annotated[str, typer.Option("--json", help="The JSON file to write; - for standard output.")] = "",
 ) -> None:
     """Say a sentence about a picture and where each of its words is."""
     with one_line_errors():
         from pixel_align import draw
-        from pixel_align.image import read_image
+        from pixel_align.image import read_image, read_mask
         from pixel_align.predict import Predictor
 
         pixels = read_image(image)
         asked = numbers("--box", box, 4) if box is not None else None
         points = [numbers("--point", one, 2) for one in point] if point else None
+        inside = read_mask(read_file("--mask", mask)) if mask is not None else None
         check_writable(out, picture=True)
         check_writable("" if json_out == "-" else json_out)
         predictor = Predictor.from_checkpoint(checkpoint)
         predictor.set_image(pixels)
-        prediction = predictor.predict(mode, instruction=instruction, text=text, box=asked, points=points)
+        said = {"instruction": instruction, "text": text, "box": asked, "points": points, "mask": inside}
+        prediction = predictor.predict(mode, **said)
         if out:
             draw.annotate(pixels, *prediction.marks()).save(out)
         document = json.dumps(prediction.to_json(), ensure_ascii=False, indent=2)
@@ -235,6 +240,13 @@ def benchmark(
         rich.console.Console().print(rows.table(measured))
         if json_out:
             rows.write(measured, Path(json_out))
+
+
+def read_file(option: str, path: str) -> bytes:
+    """The content of a file. Raises ValueError where there is none."""
+    if not Path(path).is_file():
+        raise ValueError(f"{option} is {path!r}, expected a file that exists. Check the path.")
+    return Path(path).read_bytes()
 
 
 def numbers(option: str, given: str, count: int) -> tuple[float, ...]:

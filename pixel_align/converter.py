@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 from pixel_align import geometry, image, text
-from pixel_align.batch import Batch, MaskTargets, PromptPoints, RegionTargets, Shape, Weights
+from pixel_align.batch import Batch, Masks, PromptPoints, RegionTargets, Shape, Weights
 
 Example = Mapping[str, Any]
 
@@ -24,6 +23,8 @@ class Augment:
 
     scale: tuple[float, float] = (1.0, 1.0)  # longest side to canvas * this, then a random crop; (1, 1) for none
     flip_rate: float = 0.0  # mirrored left to right; never where the text names a side
+    point_prompts: float = 0.0  # share of the regions to describe that are asked about by points inside them
+    mask_prompts: float = 0.0  # by their masks, where they have one; the rest by their boxes
     keep: float = 0.5  # a word keeps its place, a region its text, if this share of its box is still seen
 
 
@@ -74,11 +75,22 @@ def names_a_side(example: Example) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """What says which part of the picture is meant."""
+
+    box: np.ndarray  # [4] on the canvas
+    boxed: bool = True  # False: the box says nothing
+    xy: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))  # points, on the canvas
+    foreground: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))  # of each point
+    png: bytes = b""  # its mask, empty for none
+
+
+@dataclasses.dataclass(frozen=True)
 class _Region:
     """What is asked and told about one region of an example."""
 
     instruction: str
-    prompt_box: np.ndarray  # [4] on the canvas
+    prompt: _Prompt
     tokens: np.ndarray  # [T]
     mask: np.ndarray  # [T]
     points: np.ndarray  # [T, P, 2] on the canvas
@@ -109,13 +121,11 @@ class PixelFeatureConverter:
             [self.vocabulary.encode(region.instruction) for region in regions], self.shape.instruction
         )
         # Prompts of regions that do not exist are of the whole picture.
-        prompts = np.tile(placement.valid_box, (self.shape.prompts, 1)).astype(np.float32)
-        for prompt, region in zip(prompts, regions, strict=False):
-            prompt[:] = region.prompt_box
+        prompts = [region.prompt for region in regions] + [_Prompt(placement.valid_box)] * self.shape.prompts
         row = Batch(
             images=pixels,
             valid_size=np.asarray(placement.valid_size, np.int32),
-            prompt_boxes=prompts,
+            prompt_boxes=np.stack([prompt.box for prompt in prompts[: self.shape.prompts]]).astype(np.float32),
             instruction_tokens=self._regions(instructions),
             instruction_mask=self._regions(instruction_masks),
             text_tokens=self._regions(_stacked([region.tokens for region in regions], (self.shape.text,), np.int32)),
@@ -126,9 +136,12 @@ class PixelFeatureConverter:
             locate=self._regions(_stacked([region.locate for region in regions], (self.shape.text,), bool)),
             valid=self._regions(np.ones(len(regions), bool)),
             weights=weights,
-            prompt_points=self._prompt_points(example, placement),
+            prompt_points=self._prompt_points(prompts[: self.shape.prompts]),
             regions=self._objects(example, placement),
-            masks=self._masks(regions, placement),
+            masks=self._masks([region.png for region in regions], placement, self.shape.regions, self.shape.mask),
+            prompt_masks=self._masks(
+                [prompt.png for prompt in prompts], placement, self.shape.prompts, self.shape.prompt_mask
+            ),
         )
         return row, placement
 
@@ -139,7 +152,9 @@ class PixelFeatureConverter:
         instruction = example["instruction"]
         if rng is not None and len(several := example.get("instructions", ())):
             instruction = several[rng.integers(len(several))]
-        region = _Region(string(instruction), placement.valid_box, *self._text(example, placement))
+        region = _Region(
+            string(instruction), self._asked_by_points(example, placement), *self._text(example, placement)
+        )
         return [region], Weights(
             text=np.float32(1),
             point=np.float32(region.locate.any()),
@@ -182,7 +197,9 @@ class PixelFeatureConverter:
                 _Region(
                     # The words may be asked about by themselves, as in "where is {text}".
                     string(example["instruction"]).replace("{text}", words),
-                    boxes[k] if asks == "describe" else placement.valid_box,
+                    self._asked(boxes[k], example["region_mask"][k], placement, rng)
+                    if asks == "describe"
+                    else _Prompt(placement.valid_box),
                     tokens,
                     mask,
                     points,
@@ -233,37 +250,63 @@ class PixelFeatureConverter:
             points[~locate] = 0
         return tokens, mask, points, locate
 
-    def _masks(self, regions: Sequence[_Region], placement: geometry.Placement) -> MaskTargets | None:
-        """The masks of the regions as the view shows them, None where the model makes none."""
-        side = self.shape.mask
+    def _masks(self, pngs: Sequence[bytes], placement: geometry.Placement, count: int, side: int) -> Masks | None:
+        """The first masks as the view shows them, in `side` cells a side; None where there are none."""
         if not side:
             return None
-        cells = np.zeros((self.shape.regions, side, side), bool)
-        for row, region in enumerate(regions):
-            if region.png:
-                cells[row] = image.mask_to_cells(image.read_mask(region.png), placement, side)
-        return MaskTargets(cells, self._regions(np.asarray([bool(region.png) for region in regions], bool)))
+        masks = Masks(np.zeros((count, side, side), bool), np.zeros(count, bool))
+        for row, png in enumerate(pngs[:count]):
+            if png:
+                masks.cells[row] = image.mask_to_cells(image.read_mask(png), placement, side)
+                masks.given[row] = True
+        return masks
 
-    def _prompt_points(self, example: Example, placement: geometry.Placement) -> PromptPoints | None:
-        """The points that an example may ask with, None where the model reads boxes only.
+    def _asked(
+        self, box: np.ndarray, png: bytes, placement: geometry.Placement, rng: np.random.Generator | None
+    ) -> _Prompt:
+        """How a region is asked about: by its box; in training at some rates by points inside it or by its mask."""
+        kind = 1.0 if rng is None else rng.random()
+        if kind < self.augment.point_prompts and self.shape.prompt_points:
+            return self._points_inside(box, png, placement, rng)
+        if kind - self.augment.point_prompts < self.augment.mask_prompts and self.shape.prompt_mask and png:
+            return _Prompt(placement.valid_box, boxed=False, png=bytes(png))
+        return _Prompt(box)
 
-        Keys: prompt_points [k, 2] in fractions of the picture, prompt_foreground [k]. They stand in place of the box;
-        an example without them, or whose points are all cut away, asks with the box of the whole picture.
+    def _points_inside(
+        self, box: np.ndarray, png: bytes, placement: geometry.Placement, rng: np.random.Generator | None
+    ) -> _Prompt:
+        """Some points of the mask, or of the box where there is none or the view leaves nothing of it."""
+        assert rng is not None
+        count = int(rng.integers(1, self.shape.prompt_points + 1))
+        xy = box[:2] + rng.random((count, 2)) * (box[2:] - box[:2])
+        if png:
+            canvas = placement.canvas
+            cells = np.argwhere(image.mask_to_cells(image.read_mask(bytes(png)), placement, canvas))
+            if len(cells):
+                xy = (cells[rng.integers(len(cells), size=count)][:, ::-1] + 0.5) / canvas
+        return _Prompt(placement.valid_box, boxed=False, xy=xy.astype(np.float32), foreground=np.ones(count, bool))
+
+    def _asked_by_points(self, example: Example, placement: geometry.Placement) -> _Prompt:
+        """The points that an example may ask with: prompt_points [k, 2] in fractions of the picture and
+        prompt_foreground [k], in place of the box. Without them, or where all are cut away, the whole picture.
         """
+        given = np.asarray(example.get("prompt_points", ()), np.float32).reshape(-1, 2)
+        xy = placement.to_canvas(geometry.to_pixels(given, placement.original_size)).astype(np.float32)
+        seen = np.flatnonzero(geometry.points_inside(xy, placement.valid_box))[: self.shape.prompt_points]
+        foreground = np.asarray(example.get("prompt_foreground", np.ones(len(given), bool)), bool)
+        return _Prompt(placement.valid_box, boxed=not len(seen), xy=xy[seen], foreground=foreground[seen])
+
+    def _prompt_points(self, prompts: Sequence[_Prompt]) -> PromptPoints | None:
+        """The points of the prompts, None where the model reads none."""
         k = self.shape.prompt_points
         if not k:
             return None
-        given = np.asarray(example.get("prompt_points", ()), np.float32).reshape(-1, 2)
-        xy = placement.to_canvas(geometry.to_pixels(given, placement.original_size)).astype(np.float32)
-        seen = np.flatnonzero(geometry.points_inside(xy, placement.valid_box))[:k]
-        foreground = np.asarray(example.get("prompt_foreground", np.ones(len(given), bool)), bool)
-        one = PromptPoints(
-            xy=_pad(xy[seen], k),
-            mask=_pad(np.ones(len(seen), bool), k),
-            foreground=_pad(foreground[seen], k),
-            boxed=np.asarray(not len(seen)),
+        return PromptPoints(
+            xy=np.stack([_pad(prompt.xy, k) for prompt in prompts]),
+            mask=np.stack([_pad(np.ones(len(prompt.xy), bool), k) for prompt in prompts]),
+            foreground=np.stack([_pad(prompt.foreground, k) for prompt in prompts]),
+            boxed=np.asarray([prompt.boxed for prompt in prompts]),
         )
-        return jax.tree.map(lambda x: np.tile(x, (self.shape.prompts, *[1] * x.ndim)), one)
 
     def _objects(self, example: Example, placement: geometry.Placement) -> RegionTargets | None:
         """The object targets of the dense first stage, None where the model reads none."""

@@ -127,15 +127,20 @@ def read_mask(png: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The bytes of a black and white PNG -> Bool[H, W], True where it is not black.
 
     Raises:
-      ImageError: not a picture of one channel, or too large.
+      ImageError: not a PNG of one channel, or too large.
     """
-    with PIL.Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-        if picture.width * picture.height > max_pixels or picture.mode not in ("1", "L"):
-            raise ImageError(
-                f"mask is {picture.width} x {picture.height} in mode {picture.mode}, expected one channel and at most "
-                f"{max_pixels} pixels. Build the set again."
-            )
-        return np.asarray(picture) > 0
+    try:
+        with PIL.Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+            if picture.width * picture.height > max_pixels or picture.mode not in ("1", "L"):
+                raise ImageError(
+                    f"mask is {picture.width} x {picture.height} in mode {picture.mode}, expected one channel and at "
+                    f"most {max_pixels} pixels. Save it as black and white."
+                )
+            return np.asarray(picture) > 0
+    except ImageError:
+        raise
+    except (*_BROKEN, *_BOMB) as error:
+        raise ImageError("mask is not a whole PNG, expected a black and white one. Save it again.") from error
 
 
 def write_mask(mask: np.ndarray) -> bytes:

@@ -284,3 +284,26 @@ def test_real_photographs() -> None:
         with PIL.Image.open(path) as reference:
             assert pixels.shape == (reference.height, reference.width, 3)
         assert pixels.std() > 5
+
+
+def test_masks_are_read_back_and_broken_ones_are_refused() -> None:
+    mask = np.random.default_rng(0).random((9, 14)) < 0.5
+    png = image.write_mask(mask)
+    np.testing.assert_array_equal(image.read_mask(png), mask)
+    for broken in (b"", b"no picture", png[:40]):
+        with pytest.raises(ImageError, match="mask is not a whole PNG, expected a black and white one"):
+            image.read_mask(broken)
+    with pytest.raises(ImageError, match="mask is 14 x 9 in mode 1, expected one channel and at most 100 pixels"):
+        image.read_mask(png, max_pixels=100)
+
+
+def test_cells_of_a_mask_lie_where_the_pixels_go() -> None:
+    """A mask painted into the picture: after any view both cover the same cells."""
+    rng = np.random.default_rng(1)
+    for size in ((40, 64), (64, 40), (50, 50)):
+        mask = np.zeros(size, bool)
+        mask[8:30, 12:34] = True
+        painted = np.repeat(np.uint8(255) * mask[..., None], 3, axis=-1)
+        for _ in range(8):
+            seen, placement = image.random_resize_crop(painted, 32, rng, scale=(0.7, 1.8), flip_rate=0.5)
+            np.testing.assert_array_equal(image.mask_to_cells(mask, placement, 32), seen[..., 0] > 127)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align import geometry, losses, param_rules
-from pixel_align.batch import Batch, Outputs, PromptPoints, RegionOutputs, Shape, spec
+from pixel_align.batch import Batch, Masks, Outputs, PromptPoints, RegionOutputs, Shape, spec
 from pixel_align.models.family import ModelConfig
 from pixel_align.nn import (
     eva_vit,
@@ -127,6 +127,14 @@ class PixelLLMConfig(ModelConfig):
                 f"model.shape.prompt_points is {self.shape.prompt_points} and model.prompt.points is False, expected a "
                 "prompt encoder that reads points. Set model.prompt.points=True."
             )
+        if self.shape.prompt_mask and (
+            not self.prompt.masks or not self.shape.prompt_points or self.shape.prompt_mask % 4
+        ):
+            raise ValueError(
+                f"model.shape.prompt_mask is {self.shape.prompt_mask} with model.prompt.masks {self.prompt.masks} and "
+                f"model.shape.prompt_points {self.shape.prompt_points}, expected a multiple of 4, True and at least 1: "
+                "what is asked about by a mask is asked about by no box. Set them."
+            )
         if self.masks.enabled:
             self._check_masks()
 
@@ -198,11 +206,23 @@ class PixelLLM(nn.Module):
         return ImageMaps(fuse(list(maps.values())), maps["sam"] if self.config.masks.enabled else None)
 
     def encode_prompt(
-        self, features: jax.Array, prompt_boxes: jax.Array, prompt_points: PromptPoints | None = None
+        self,
+        features: jax.Array,
+        prompt_boxes: jax.Array,
+        prompt_points: PromptPoints | None = None,
+        prompt_masks: Masks | None = None,
     ) -> jax.Array:
-        """Image features, boxes Float[B, M, 4] in [0, 1] and points -> visual tokens Float[B, M, Q, E]."""
-        code = self.prompt.grid(features.shape[1], features.shape[2])
-        return self.extractor(features, code, *self.prompt(prompt_boxes, self.config.shape.canvas, prompt_points))
+        """Image features, boxes Float[B, M, 4] in [0, 1], points and masks -> visual tokens Float[B, M, Q, E]."""
+        h, w = features.shape[1:3]
+        dense = None
+        if prompt_masks is not None:
+            dense = self.prompt.dense(prompt_masks.cells, prompt_masks.given)
+            if dense.shape[2:4] != (h, w):
+                dense = jax.image.resize(dense, (*dense.shape[:2], h, w, dense.shape[4]), "linear")
+        elif self.config.prompt.masks or self.config.prompt.padding_tokens:
+            dense = self.prompt.dense()  # "no mask", as published
+        tokens, exist = self.prompt(prompt_boxes, self.config.shape.canvas, prompt_points)
+        return self.extractor(features, self.prompt.grid(h, w), tokens, exist, dense)
 
     def encode_prefix(
         self, visual: jax.Array, instruction_tokens: jax.Array, instruction_mask: jax.Array, *, train: bool = False
@@ -279,7 +299,7 @@ class PixelLLM(nn.Module):
         """The teacher-forced pass over a batch."""
         maps = self.encode_image(batch.images, batch.valid_size, train=train)
         features = maps.fused
-        visual = self.encode_prompt(features, batch.prompt_boxes, batch.prompt_points)
+        visual = self.encode_prompt(features, batch.prompt_boxes, batch.prompt_points, batch.prompt_masks)
         prefix, mask = self.encode_prefix(visual, batch.instruction_tokens, batch.instruction_mask, train=train)
         b, n, t = batch.text_tokens.shape
         text = self.decode_text(batch.text_tokens.reshape(b * n, t), prefix, mask, train=train).reshape(b, n, t, -1)

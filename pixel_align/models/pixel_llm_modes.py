@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixel_align import converter, decoding, geometry, image, text
-from pixel_align.batch import Array, Batch, PromptPoints
+from pixel_align.batch import Array, Batch, Masks, PromptPoints
 from pixel_align.converter import Augment, PixelFeatureConverter
 from pixel_align.models.family import Family, Mode, Said, Scoring, register
 from pixel_align.models.pixel_llm import (
@@ -42,7 +42,7 @@ class Request:
       valid_size: Int32[B, 2]. prompt_boxes: Float32[B, M, 4].
       instruction_tokens: Int32[B, N, C] and instruction_mask: Bool[B, N, C].
       text_tokens: Int32[B, N, T], BOS w1 .. wn EOS, a text to be read; None where there is none.
-      prompt_points: points of the prompts, None for boxes only.
+      prompt_points, prompt_masks: points and masks of the prompts, None for boxes only.
     """
 
     valid_size: Array
@@ -51,6 +51,7 @@ class Request:
     instruction_mask: Array
     text_tokens: Array | None = None
     prompt_points: PromptPoints | None = None
+    prompt_masks: Masks | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -136,7 +137,7 @@ def _presence(bound: PixelLLM, features: jax.Array) -> jax.Array:
 
 def _prefix(bound: PixelLLM, maps: ImageMaps, request: Request) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(visual tokens, encoded prefix, its mask)."""
-    visual = bound.encode_prompt(maps.fused, request.prompt_boxes, request.prompt_points)
+    visual = bound.encode_prompt(maps.fused, request.prompt_boxes, request.prompt_points, request.prompt_masks)
     return visual, *bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
 
 
@@ -189,6 +190,7 @@ def ask_caption(
     box: Any = None,
     points: Any = None,
     foreground: Any = None,
+    mask: Any = None,
 ) -> Request:
     """The request for a sentence about a picture or a part of it.
 
@@ -197,9 +199,11 @@ def ask_caption(
       box: (x0, y0, x1, y1) in pixels of the original; the whole picture by default.
       points: [k, 2] xy in pixels of the original, in place of the box or beside it.
       foreground: k bools, whether each point is on what is meant; all are by default.
+      mask: Bool[H, W] of the size of the picture, in place of the box or beside it.
 
     Raises:
-      ValueError: a box or points outside the picture; points for a model that reads none, or too many.
+      ValueError: a box or points outside the picture, a mask of another size; points or a mask for a model that reads
+        none, or too many.
     """
     shape = config.shape
     instruction_tokens = np.full((1, 1, shape.instruction), vocabulary.pad_id, np.int32)
@@ -210,7 +214,8 @@ def ask_caption(
         prompt_boxes=_box(box, placement)[None, None],
         instruction_tokens=instruction_tokens,
         instruction_mask=np.arange(shape.instruction)[None, None] < len(asked),
-        prompt_points=_points(shape.prompt_points, points, foreground, box is not None, placement),
+        prompt_points=_points(shape.prompt_points, points, foreground, box is not None, mask is not None, placement),
+        prompt_masks=_mask(shape.prompt_mask, mask, placement),
     )
 
 
@@ -224,6 +229,7 @@ def ask_trace(
     box: Any = None,
     points: Any = None,
     foreground: Any = None,
+    mask: Any = None,
 ) -> Request:
     """As `ask_caption`; with `text`, a given sentence to be read instead of writing one.
 
@@ -231,7 +237,7 @@ def ask_trace(
       ValueError: also for a text that has more tokens than the model reads.
     """
     request = ask_caption(
-        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground
+        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground, mask=mask
     )
     if text is None:
         return request
@@ -268,17 +274,18 @@ def ask_describe(
     box: Any = None,
     points: Any = None,
     foreground: Any = None,
+    mask: Any = None,
 ) -> Request:
     """The request for words about a part of a picture, see `ask_caption`.
 
     Raises:
       ValueError: neither box nor points.
     """
-    if box is None and points is None:
-        raise ValueError("box and points are missing, expected one of them. Say what is to be described.")
+    if box is None and points is None and mask is None:
+        raise ValueError("box, points and mask are missing, expected one of them. Say what is to be described.")
     instruction = INSTRUCTIONS["describe"]
     return ask_caption(
-        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground
+        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground, mask=mask
     )
 
 
@@ -296,7 +303,9 @@ def _box(box: Any, placement: geometry.Placement) -> np.ndarray:
     return geometry.clip_boxes(placement.to_canvas(given), placement.valid_box).astype(np.float32)
 
 
-def _points(room: int, points: Any, foreground: Any, boxed: bool, placement: geometry.Placement) -> PromptPoints | None:
+def _points(
+    room: int, points: Any, foreground: Any, boxed: bool, masked: bool, placement: geometry.Placement
+) -> PromptPoints | None:
     """Points in pixels of the original -> the prompt's points, padded to `room`; None for a model that reads none."""
     xy = np.asarray([] if points is None else points, np.float32).reshape(-1, 2)
     meant = np.ones(len(xy), bool) if foreground is None else np.asarray(foreground, bool)
@@ -319,10 +328,25 @@ def _points(room: int, points: Any, foreground: Any, boxed: bool, placement: geo
         xy=np.zeros((1, 1, room, 2), np.float32),
         mask=np.arange(room)[None, None] < len(xy),
         foreground=np.zeros((1, 1, room), bool),
-        boxed=np.asarray([[boxed or not len(xy)]]),
+        boxed=np.asarray([[boxed or not (len(xy) or masked)]]),
     )
     prompt.xy[0, 0, : len(xy)], prompt.foreground[0, 0, : len(xy)] = placement.to_canvas(xy), meant
     return prompt
+
+
+def _mask(side: int, mask: Any, placement: geometry.Placement) -> Masks | None:
+    """A mask of the original -> the prompt's, on the canvas; None for a model that reads none."""
+    if mask is None:
+        return Masks(np.zeros((1, 1, side, side), bool), np.zeros((1, 1), bool)) if side else None
+    given = np.asarray(mask)
+    if not side:
+        raise ValueError("mask is given, expected none: this model reads no masks. Ask by a box or points.")
+    if given.shape != placement.original_size or given.dtype != bool or not given.any():
+        raise ValueError(
+            f"mask is {given.dtype}{list(given.shape)} with {np.count_nonzero(given)} pixels inside, expected "
+            f"bool{list(placement.original_size)}, as the picture, with some. Give one of its size."
+        )
+    return Masks(image.mask_to_cells(given, placement, side)[None, None], np.ones((1, 1), bool))
 
 
 def tell_trace(
@@ -427,6 +451,7 @@ def request_of(batch: Batch, pictures: Batch) -> Request:
         instruction_mask=batch.instruction_mask,
         text_tokens=batch.text_tokens,
         prompt_points=pictures.prompt_points,
+        prompt_masks=pictures.prompt_masks,
     )
 
 
@@ -473,7 +498,7 @@ def said_of_trace(
 
 def asked_by_regions(batch: Batch, pictures: Batch) -> Request:
     """The boxes of a batch, asked about the pictures of another or of itself."""
-    return dataclasses.replace(request_of(batch, pictures), prompt_boxes=batch.prompt_boxes, text_tokens=None)
+    return dataclasses.replace(request_of(batch, batch), valid_size=pictures.valid_size, text_tokens=None)
 
 
 def region_target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:

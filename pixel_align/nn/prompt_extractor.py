@@ -53,7 +53,12 @@ class PromptExtractor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, image_code: jax.Array, prompt: jax.Array, prompt_mask: jax.Array | None = None
+        self,
+        image: jax.Array,
+        image_code: jax.Array,
+        prompt: jax.Array,
+        prompt_mask: jax.Array | None = None,
+        dense: jax.Array | None = None,
     ) -> jax.Array:
         """Collects Q visual tokens for each of M prompts.
 
@@ -62,6 +67,7 @@ class PromptExtractor(nn.Module):
           image_code: Float[h, w, E], the prompt encoder's code of the grid.
           prompt: Float[B, M, K, E], prompt tokens.
           prompt_mask: Bool[B, M, K], which prompt tokens exist; None for all.
+          dense: Float[B, M, h, w, E], or Float[E] for all, what `PromptEncoder.dense` answers; None adds nothing.
 
         Returns:
           Float[B, M, Q, output_width].
@@ -80,7 +86,11 @@ class PromptExtractor(nn.Module):
 
         # Projected once per picture, then read by its M prompts.
         image = nn.Dense(c.width, name="image_projection", dtype=c.dtype)(image).reshape(b, 1, -1, c.width)
-        image = jnp.broadcast_to(image, (b, m, *image.shape[2:])).reshape(b * m, -1, c.width)
+        image = jnp.broadcast_to(image, (b, m, *image.shape[2:]))
+        if dense is not None:
+            added = prompt_projection(dense)
+            image = image + (added if added.ndim == 1 else added.reshape(b, m, -1, c.width))
+        image = image.reshape(b * m, -1, c.width)
         code = nn.Dense(c.width, name="code_projection", dtype=c.dtype)(image_code).reshape(1, -1, c.width)
 
         tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, name="two_way")(

@@ -136,10 +136,11 @@ def test_points_of_an_example_stand_on_the_canvas() -> None:
     row, _ = converter(_example(prompt_points=given, prompt_foreground=np.asarray([True, True, False])))
     points = row.prompt_points
     assert points is not None
-    np.testing.assert_allclose(points.xy[:, :2], np.tile([[[0.5, 0.25], [0.25, 0.5]]], (2, 1, 1)), atol=1e-6)
-    assert points.mask.tolist() == [[True, True, False]] * 2, "a point outside the picture is dropped"
-    assert points.foreground[:, :2].tolist() == [[True, False]] * 2
-    assert points.boxed.tolist() == [False, False]
+    np.testing.assert_allclose(points.xy[0, :2], [[0.5, 0.25], [0.25, 0.5]], atol=1e-6)
+    assert points.mask.tolist() == [[True, True, False], [False] * 3], "a point outside the picture is dropped"
+    assert points.foreground[0, :2].tolist() == [True, False]
+    # The second prompt is of a region that does not exist: it asks about the whole picture.
+    assert points.boxed.tolist() == [False, True]
     batch.check(data.stack([row]), batch.spec(shape, 1))
 
     row, placement = converter(_example())

@@ -1,5 +1,6 @@
 """Referring, segmenting and describing: from a built set through one step of training to scores and answers."""
 
+import collections
 import dataclasses
 import json
 from pathlib import Path
@@ -131,6 +132,34 @@ def test_a_describing_row_asks_with_the_box_and_learns_the_words(
         converter(experiment, vocabulary)(example)
     with pytest.raises(ValueError, match="asks is 'draw', expected 'refer' or 'describe'"):
         converter(experiment, vocabulary)({**example, "asks": b"draw"})
+
+
+def test_a_region_is_asked_about_by_points_or_its_mask_where_the_model_reads_them(
+    experiment: Experiment, vocabulary: text.Vocabulary, examples: list[dict[str, Any]]
+) -> None:
+    """In training at the rates that are set, in evaluation by the box; points lie on the mask."""
+    shape = dataclasses.replace(experiment.batches()[1][0].shape, prompt_points=3, prompt_mask=16)
+    rates = Augment(point_prompts=0.4, mask_prompts=0.3)
+    convert = PixelFeatureConverter(shape, vocabulary, rates)
+    kinds: collections.Counter[str] = collections.Counter()
+    for seed in range(60):
+        example = {**examples[seed % len(examples)], "asks": b"describe"}
+        row, placement = convert(example, np.random.default_rng(seed))
+        for k in range(len(example["region_text"])):
+            points, mask = row.prompt_points, row.prompt_masks
+            cells = image.mask_to_cells(image.read_mask(example["region_mask"][k]), placement, 16)
+            kind = "box" if points.boxed[k] else "mask" if mask.given[k] else "points"
+            kinds[kind] += 1
+            assert points.mask[k].any() == (kind == "points") and mask.cells[k].any() == (kind == "mask")
+            if kind == "mask":
+                np.testing.assert_array_equal(mask.cells[k], cells)
+            inside = image.mask_to_cells(image.read_mask(example["region_mask"][k]), placement, 32)
+            for x, y in points.xy[k][points.mask[k]] * 32:
+                assert inside[int(y), int(x)] and points.foreground[k][points.mask[k]].all()
+    share = {kind: count / kinds.total() for kind, count in kinds.items()}
+    assert share == pytest.approx({"points": 0.4, "mask": 0.3, "box": 0.3}, abs=0.12)
+    row, _ = convert({**examples[0], "asks": b"describe"})
+    assert row.prompt_points.boxed.all() and not row.prompt_masks.given.any()
 
 
 def test_a_crop_takes_box_mask_words_and_question_away_together(
@@ -275,7 +304,7 @@ def test_what_cannot_be_referred_to(predictor: Predictor, examples: list[dict[st
     predictor.set_image(examples[0]["image"])
     for mode, said, message in (
         ("refer", {}, "text is empty, expected the words that name something"),
-        ("describe", {}, "box and points are missing, expected one of them"),
+        ("describe", {}, "box, points and mask are missing, expected one of them"),
         ("refer", {"box": (0, 0, 9, 9)}, "box is given in mode 'refer', expected only text"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -285,6 +314,7 @@ def test_what_cannot_be_referred_to(predictor: Predictor, examples: list[dict[st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["model.shape.prompt_mask=16"], "model.shape.prompt_mask is 16 with .* True and .*prompt_points 0, expected"),
         (["model.shape.mask=12"], "model.shape.mask is 12, expected 16, the side of predicted masks, to 32"),
         (["model.prompt.masks=false"], "model.prompt.masks False, expected sam among them and True"),
         (["model.masks.adapter.width=32"], r"widths .* are \(16, 16, 16, 32\), expected one value"),
@@ -293,3 +323,20 @@ def test_what_cannot_be_referred_to(predictor: Predictor, examples: list[dict[st
 def test_parts_that_do_not_fit_are_refused(experiment: Experiment, changes: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config.override(experiment, changes)
+
+
+def test_masks_and_points_move_the_visual_tokens_and_no_mask_is_the_published_constant(
+    experiment: Experiment, vocabulary: text.Vocabulary, examples: list[dict[str, Any]]
+) -> None:
+    """Boxes, points and masks of one picture in one request: each says something of its own."""
+    changes = ["model.shape.prompt_mask=16", "model.shape.prompt_points=2", "model.prompt.points=true"]
+    reads = config.override(experiment, changes)
+    predictor = Predictor(reads, state.init_params(reads), vocabulary)
+    predictor.set_image(examples[0]["image"])
+    mask = image.read_mask(examples[0]["region_mask"][0])
+    other = image.read_mask(examples[0]["region_mask"][1])
+    asked: list[dict[str, Any]] = [{"mask": mask}, {"mask": other}, {"points": [[9, 9]]}, {"box": (4, 4, 40, 40)}]
+    scores = [predictor.predict("describe", **said).logprob for said in asked]
+    assert len({round(score, 5) for score in scores}) == len(scores)
+    with pytest.raises(ValueError, match=r"mask is bool\[2, 2\] with 4 pixels inside, expected bool\[64, 64\]"):
+        predictor.predict("describe", mask=np.ones((2, 2), bool))
