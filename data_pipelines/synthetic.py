@@ -261,7 +261,8 @@ def _annotation(told: Scene, k: int, category: int) -> dict[str, Any]:
     if shown is not None:
         mask = shown >= 0.5
         polygons, area = polygons_of(mask), float(mask.sum())
-        rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+        # Less than a quarter: a rim of mixed colours beside what hides it.
+        rows, columns = (np.flatnonzero((shown >= 0.25).any(axis)) for axis in (1, 0))
         if len(rows):
             x0, x1 = max(x0, float(columns[0])), min(x1, float(columns[-1] + 1))
             y0, y1 = max(y0, float(rows[0])), min(y1, float(rows[-1] + 1))

@@ -212,6 +212,8 @@ def test_questions_have_one_answer_and_it_is_true(scenes: list[Scene]) -> None:
         assert 3 <= len(asked) <= 5 and len({q.text for q in asked}) == len(asked)
         for question in asked:
             assert answer(question.text, told.things) == {question.answer}, (question, told.index)
+            if match := re.match(r"What \w+ is the (.+?)(?: of| to| above| below| under| between|\?)", question.text):
+                assert question.answer not in match[1].split(), "the question does not tell"
             answers[question.answer] += 1
     assert 0.5 < answers["yes"] / answers["no"] < 2
     assert min(answers[number] for number in ("zero", "one", "two", "three")) > 0

@@ -72,16 +72,18 @@ def test_pycocotools_draws_the_same_pixels() -> None:
 
 
 def painted(told: synthetic.Scene, fine: int = 8) -> np.ndarray:
-    """int[H, W]: which object most of each pixel shows, -1 for the wall; painted one over the other, much too large."""
+    """float[K, H, W]: share of each pixel that shows each object; painted one over the other, much too large."""
     side = told.world.size
     canvas = PIL.Image.new("L", (side * fine, side * fine), 0)
     for k, thing in enumerate(told.things):
-        # PIL rounds to the middles of pixels.
-        corners = (thing.outline * side * fine - 0.5).reshape(-1).tolist()
-        PIL.ImageDraw.Draw(canvas).polygon(corners, fill=k + 1)
-    blocks = np.asarray(canvas).reshape(side, fine, side, fine).transpose(0, 2, 1, 3).reshape(side, side, -1)
-    shares = np.stack([(blocks == k).mean(-1) for k in range(len(told.things) + 1)])
-    return np.where(shares.max(0) >= 0.5, shares.argmax(0), 0) - 1
+        PIL.ImageDraw.Draw(canvas).polygon((thing.outline * side * fine).reshape(-1).tolist(), fill=k + 1)
+    blocks = np.asarray(canvas).reshape(side, fine, side, fine)
+    return np.stack([(blocks == k + 1).mean((1, 3)) for k in range(len(told.things))])
+
+
+def agree(mask: np.ndarray, shares: np.ndarray) -> bool:
+    """Whether a mask has what mostly shows the object and no other pixel; on the edge PIL may be a third of one off."""
+    return bool(mask[shares > 0.85].all() and not mask[shares < 0.15].any())
 
 
 def test_masks_are_of_what_can_be_seen(files: Files, scenes: list[synthetic.Scene]) -> None:
@@ -90,21 +92,18 @@ def test_masks_are_of_what_can_be_seen(files: Files, scenes: list[synthetic.Scen
     for told in scenes:
         picture = painted(told)
         own = [a for a in annotations if a["image_id"] == told.image_id]
-        masks = [covers(a["segmentation"], picture.shape) > 0 for a in own]
+        masks = [covers(a["segmentation"], picture.shape[1:]) > 0 for a in own]
         for k, (annotation, mask) in enumerate(zip(own, masks, strict=True)):
             hidden = synthetic.visible(told, k) is not None
             partly += hidden
-            seen = picture == k
-            # PIL rounds corners to a quarter of a pixel and paints every one that an edge touches.
-            outline = told.things[k].outline * 96
-            assert (mask ^ seen).sum() <= 4 + 0.25 * np.linalg.norm(outline - np.roll(outline, 1, 0), axis=1).sum()
+            assert agree(mask, picture[k])
             if hidden:
                 assert annotation["area"] == mask.sum()
             x, y, width, height = annotation["bbox"]
+            seen = picture[k] > 0.1
             rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
             extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            # The tip of a star or a diamond is thinner than a pixel before it ends.
-            assert np.abs(np.asarray(extent) - [x, y, x + width, y + height]).max() < 3
+            assert np.abs(np.asarray(extent) - [x, y, x + width, y + height]).max() < 2.5
         for first in range(len(masks)):
             for second in range(first):
                 both = (masks[first] & masks[second]).sum()
@@ -252,9 +251,7 @@ def test_what_is_built_is_what_was_drawn(built: Path, scenes: list[synthetic.Sce
             if synthetic.visible(told, expression.thing) is None:
                 np.testing.assert_allclose(rows["box"][k], thing.box, atol=1e-3)
             with PIL.Image.open(io.BytesIO(rows["mask"][k])) as mask:
-                seen_pixels = painted(told) == expression.thing
-                pixels = np.asarray(mask)
-            assert (pixels & seen_pixels).sum() / (pixels | seen_pixels).sum() > 0.75
+                assert agree(np.asarray(mask), painted(told)[expression.thing])
     for name in ("synthetic_expressions", "synthetic_regions"):
         names = seen.read(next((built / name).iterdir()), "validation")
         assert names and all(value.startswith("synthetic:") for value in names.values()), "none of COCO's pictures"
