@@ -40,9 +40,7 @@ def draw(mask: Any, size: tuple[int, int]) -> np.ndarray:
     if mask == []:
         return np.zeros(size, bool)
     rle = _checked(masks.as_rle, mask, "mask", size)
-    if isinstance(mask, dict):
-        _checked(masks.check_runs, rle, "mask")
-    else:
+    if isinstance(mask, list):
         corners = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in mask])
         low, high = corners.min(0).tolist(), corners.max(0).tolist()
         if min(low) < -_EDGE or high[0] > width + _EDGE or high[1] > height + _EDGE:
