@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from pixel_align.batch import Shape
 from pixel_align.data import DataConfig, positive
 from pixel_align.models import ModelConfig
 from pixel_align.models.pixel_llm import PixelLLMConfig
@@ -36,6 +37,7 @@ class Eval:
     limit: int = 0  # at most so many examples; 0 for all
     batch_size: int = 32
     pictures: int = 8  # examples drawn into one sheet under WORKDIR/pictures
+    shape: Shape | None = None  # of its batches; None for model.shape
 
     def __post_init__(self) -> None:
         positive("evals", self, ("batch_size",))

@@ -70,6 +70,8 @@ def evaluate(
       ValueError: unknown task, split or mode, or no example.
     """
     check(config, evaluation)
+    if evaluation.shape is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, shape=evaluation.shape))
     family = models.family_of(config.model)
     scoring, run = family.modes[evaluation.mode].scoring, predict.compiled(config.model)
     assert scoring is not None  # or check had refused
