@@ -38,7 +38,8 @@ def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax
     """Cross-entropy with label smoothing, in nats, from features and the vocabulary layer's kernel.
 
     The logits are made chunk by chunk along N and T and made again in the backward pass: neither [B, N, T, V] nor a
-    one-hot ever exists. B is not cut, as it is what devices share out. Smoothing spreads `smoothing` evenly over the
+    one-hot ever exists. B is not cut, as it is what devices share out: twice B * V * 4 bytes of a device's B is the
+    least that is needed. Smoothing spreads `smoothing` evenly over the
     V - 1 wrong labels, as GRiT and PixelLLM do.
 
     Args:
@@ -61,7 +62,8 @@ def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax
     @jax.checkpoint
     def chunk_loss(total: jax.Array, xs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         x, y, w = xs
-        logits = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        # The features take the kernel's dtype: the other way round a second kernel would be made.
+        logits = jnp.dot(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         right = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
         wrong = (jnp.sum(logits, axis=-1) - right) / (vocabulary - 1)
