@@ -74,7 +74,8 @@ def optimizer(
 def adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
     """Adam whose moments of a parameter stand still in steps that do not use it: its gradient is zero everywhere.
 
-    Else a head that few tasks use would forget its moments in the steps of the others.
+    Else a head that few tasks use would forget its moments in the steps of the others. Steps are counted for all
+    together: what is first used late starts with moments that are too small for its count, up to 4 times too fast.
     """
     every = optax.scale_by_adam(b1, b2, epsilon)
 
@@ -98,4 +99,10 @@ def where_used(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def _used(gradient: Any) -> Any:
-    return jax.tree.map(lambda g: jnp.any(g != 0), gradient)
+    """Of each parameter whether this step used it, broadcastable to it; of a stack, for each layer."""
+
+    def used(path: Any, g: jax.Array) -> jax.Array:
+        stacked = param_rules.is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return jnp.any(g != 0, axis=tuple(range(1, g.ndim)), keepdims=True) if stacked else jnp.any(g != 0)
+
+    return jax.tree_util.tree_map_with_path(used, gradient)

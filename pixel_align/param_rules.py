@@ -52,6 +52,12 @@ def join(parts: Mapping[str, PartRules]) -> dict[str, list[tuple[str, Any]]]:
     }
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter holds all layers of a stack along its axis 0."""
+    layer = _LAYER.search(path)
+    return layer is not None and layer[1] is None
+
+
 _LAYER = re.compile(r"(?:^|/)layers(?:_(\d+))?(?=/)")
 _SHOWN = 10  # names listed in an error before it only counts
 

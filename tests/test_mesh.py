@@ -82,7 +82,8 @@ def test_a_mesh_changes_no_number(mesh_shape: tuple[int, int, int], alone: Any) 
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     for path, value in expected_params.items():
-        np.testing.assert_allclose(params[path], value, atol=1e-5, err_msg=path)
+        # After two steps at a rate of 0.1: of the gradient that is 1e-5.
+        np.testing.assert_allclose(params[path], value, atol=1e-6, err_msg=path)
     # Without parameters that really lie apart the test would prove nothing about fsdp and tensor.
     assert bool(split) is (mesh_shape != (8, 1, 1))
 

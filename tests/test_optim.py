@@ -92,6 +92,33 @@ def test_there_are_slots_for_the_trained_half_only() -> None:
     assert len(slots) == 2 * 4 and not any("frozen" in path for path in slots)
 
 
+def test_layers_of_a_stack_stand_still_one_by_one_as_written_out_ones_do() -> None:
+    """The second layer is not used in the second step, as drop-path may have it."""
+    config = Optim(peak_lr=0.1, warmup_steps=0, weight_decay=0.1, clip_norm=0.0)
+    rules = {"trainable": [(".*", True)], "weight_decay": [(".*", 1.0)], "lr_multiplier": [(".*", 1.0)]}
+    rng = np.random.default_rng(0)
+    values, gradients = (rng.normal(size=(2, 3, 4)).astype(np.float32) for _ in range(2))
+    stacked = {"layers": {"kernel": jnp.asarray(values)}}
+    apart = {f"layers_{i}": {"kernel": jnp.asarray(values[i])} for i in range(2)}
+    found = {}
+    for name, params in (("stacked", stacked), ("apart", apart)):
+        transform = optimizer(config, STEPS, params, rules)
+        current = transform.init(params)
+        for idle in (1.0, 0.0, 1.0):
+            scale = np.asarray([1.0, idle], np.float32)[:, None, None]
+            parts = gradients * scale
+            gradient = (
+                {"layers": {"kernel": parts}}
+                if name == "stacked"
+                else {f"layers_{i}": {"kernel": parts[i]} for i in range(2)}
+            )
+            updates, current = transform.update(jax.tree.map(jnp.asarray, gradient), current, params)
+            params = optax.apply_updates(params, updates)
+        found[name] = params
+    together = np.stack([found["apart"][f"layers_{i}"]["kernel"] for i in range(2)])
+    np.testing.assert_allclose(found["stacked"]["layers"]["kernel"], together, atol=1e-6)
+
+
 def test_shapes_are_enough() -> None:
     shapes = jax.eval_shape(lambda: PARAMS)
     assert optimizer(Optim(weight_decay=0.1, warmup_steps=0), STEPS, shapes, RULES).init is not None
