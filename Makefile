@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY_INSTALLED := $(PARITY)/.installed
 # In variables, as a comma would part the arguments of $(call).
-NEEDS = -e '.[data,plots,dev]'
+NEEDS = -e '.[data,plots,eval,dev]'
 PARITY_NEEDS = -e '.[convert,eval,dev]' 'torch>=2.13,<2.14' 'transformers>=5.23,<6'
 
 # The first of these that runs and is 3.11 to 3.13. A name on the path may be a shim that does not run, so each is tried.

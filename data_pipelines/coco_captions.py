@@ -3,8 +3,9 @@
     python -m data_pipelines build coco_captions --annotations captions_train2017.json --images train2017 --out DATA
 
 A caption is a narrative that nobody timed: the set has the records of `localized_narratives`, the Task its examples,
-one for each caption, and no word has a place. Importing this module registers the Task. Source:
-https://cocodataset.org (Chen et al., arXiv 1504.00325).
+one for each caption, and no word has a place; `coco_captions_pictures` has one for each picture, to be scored in mode
+"caption". Importing this module registers both. Published evaluation crops the middle: Eval(transform="center_crop").
+Source: https://cocodataset.org (Chen et al., arXiv 1504.00325).
 """
 
 import argparse
@@ -12,11 +13,12 @@ import functools
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import seqio
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_pipelines import DataError, sources
@@ -24,6 +26,7 @@ from data_pipelines import localized_narratives as ln
 from data_pipelines.narratives import annotation_files
 
 NAME = "coco_captions"
+PICTURES = f"{NAME}_pictures"
 
 # What a user may say to ask for a caption; evaluation always asks with the first.
 INSTRUCTIONS = (
@@ -105,6 +108,51 @@ def main(args: argparse.Namespace) -> None:
     ln.main(args, CocoCaptions)
 
 
+def one_example_per_picture(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Records -> examples to be evaluated: a picture with all its `captions` [K]; `text` is the first of them."""
+
+    def example(record: dict[str, Any]) -> dict[str, tf.Tensor]:
+        captions = record["narratives"]["caption"]
+        nothing = {
+            "word_spans": tf.zeros([0, 2], tf.int32),
+            "word_boxes": tf.zeros([0, 4]),
+            "word_points": tf.zeros([0, 16, 2]),
+            "word_centers": tf.zeros([0, 2]),
+            "word_located": tf.zeros([0], tf.bool),
+        }
+        return {
+            "image": record["image"],
+            "image_id": record["image_id"],
+            "example_id": record["image_id"],
+            "text": captions[0],
+            "instruction": tf.constant(INSTRUCTIONS[0]),
+            "instructions": tf.constant(list(INSTRUCTIONS)),
+            "captions": captions,
+            **nothing,
+            "object_boxes": record["objects"]["box"],
+            "object_names": record["objects"]["name"],
+        }
+
+    return dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def caption_scores(targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """BLEU, ROUGE-L, CIDEr against all captions of a picture, and METEOR where its tables are installed.
+
+    Args:
+      targets: of each picture `captions`. predictions: of each `text`.
+    """
+    from pixel_align.evaluation import captioning
+
+    pairs = list(zip(targets, predictions, strict=True))
+    for names in (captioning.ALL_METRICS, captioning.METRICS):
+        try:
+            return captioning.summary([captioning.row(*pair, metrics=names) for pair in pairs])
+        except ModuleNotFoundError:
+            continue
+    raise AssertionError("the plain metrics need no tables")
+
+
 if NAME not in seqio.TaskRegistry.names():
     seqio.TaskRegistry.add(
         NAME,
@@ -115,4 +163,11 @@ if NAME not in seqio.TaskRegistry.names():
         ],
         output_features=ln.OUTPUT_FEATURES,
         metric_fns=[],  # nothing to locate
+    )
+    seqio.TaskRegistry.add(
+        PICTURES,
+        source=sources.TfdsFolder(NAME, decoders={"image": tfds.decode.SkipDecoding()}),
+        preprocessors=[one_example_per_picture],
+        output_features={**ln.OUTPUT_FEATURES, "captions": ln.OUTPUT_FEATURES["object_names"]},
+        metric_fns=[caption_scores],
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,10 +19,11 @@ Example = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes of a training picture; evaluation never has any."""
+    """How a picture becomes a view: random changes in training, none in evaluation."""
 
     scale: tuple[float, float] = (1.0, 1.0)  # longest side to canvas * this, then a random crop; (1, 1) for none
     flip_rate: float = 0.0  # mirrored left to right; never where the text names a side
+    evaluation: Literal["fit", "center_crop"] = "fit"  # without randomness: the whole picture, or its middle
     point_prompts: float = 0.0  # share of the regions to describe that are asked about by points inside them
     mask_prompts: float = 0.0  # by their masks, where they have one; the rest by their boxes
     keep: float = 0.5  # a word keeps its place, a region its text, if this share of its box is still seen
@@ -63,7 +64,7 @@ def picture(
         # A mirrored picture makes a text wrong that names a side.
         flip_rate = 0.0 if names_a_side(example) else augment.flip_rate
         return image.random_resize_crop(pixels, canvas, rng, scale=augment.scale, flip_rate=flip_rate)
-    return image.fit_to_canvas(pixels, canvas)
+    return (image.center_crop if augment.evaluation == "center_crop" else image.fit_to_canvas)(pixels, canvas)
 
 
 _SIDE = re.compile(r"\b(left|right)(most|hand|side)?\b", re.IGNORECASE)

@@ -38,6 +38,7 @@ class Eval:
     batch_size: int = 32
     pictures: int = 8  # examples drawn into one sheet under WORKDIR/pictures
     shape: Shape | None = None  # of its batches; None for model.shape
+    transform: Literal["fit", "center_crop"] = "fit"  # the whole picture, or its middle (published for COCO captions)
 
     def __post_init__(self) -> None:
         positive("evals", self, ("batch_size",))

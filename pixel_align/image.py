@@ -79,6 +79,18 @@ def fit_to_canvas(image: np.ndarray, canvas: int) -> tuple[np.ndarray, Placement
     return _place(image, placement), placement
 
 
+def center_crop(image: np.ndarray, canvas: int) -> tuple[np.ndarray, Placement]:
+    """uint8[H, W, 3] -> (uint8[S, S, 3], its Placement): shortest side to S = `canvas`, the middle of the longer one.
+
+    The published evaluation of COCO captions.
+    """
+    height, width = _check(image, canvas)
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    placement = Placement((height, width), (left, top, left + side, top + side), (canvas, canvas), canvas)
+    return _place(image, placement), placement
+
+
 def random_resize_crop(
     image: np.ndarray,
     canvas: int,

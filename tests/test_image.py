@@ -307,3 +307,16 @@ def test_cells_of_a_mask_lie_where_the_pixels_go() -> None:
         for _ in range(8):
             seen, placement = image.random_resize_crop(painted, 32, rng, scale=(0.7, 1.8), flip_rate=0.5)
             np.testing.assert_array_equal(image.mask_to_cells(mask, placement, 32), seen[..., 0] > 127)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (32, 32), (33, 57)])
+def test_the_middle_of_a_picture_fills_the_canvas(height: int, width: int) -> None:
+    """The published evaluation of captions: shortest side to the canvas, and what is left over on both sides is cut."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    seen, placement = image.center_crop(pixels, 32)
+    assert seen.shape == (32, 32, 3) and placement.valid_size == (32, 32)
+    np.testing.assert_allclose(placement.to_original(np.asarray([0.5, 0.5])), [width / 2, height / 2])
+    corner = placement.to_original(np.asarray([0.0, 0.0]))
+    np.testing.assert_allclose(corner, [(width - min(height, width)) / 2, (height - min(height, width)) / 2])
+    if height == width == 32:
+        np.testing.assert_array_equal(seen, pixels)

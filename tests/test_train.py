@@ -20,6 +20,7 @@ import rich.console
 
 from pixel_align import config, image, metrics_log, optim, param_rules, state, text, train
 from pixel_align.checkpoints import store
+from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Experiment, Init
 from tests import tiny
 
@@ -176,6 +177,28 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path, bo
     done = start("never", workdir, tiny_world, bomb)
     assert done.returncode == 0, done.stderr
     return workdir, done.stderr
+
+
+def test_a_run_says_first_which_pictures_it_evaluates_on_that_it_trains_on(
+    tiny_run: Path, experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the split that it trains on: all; of the other: none. What it saw stands beside its checkpoints."""
+    own = dataclasses.replace(experiment.evals[0], split="train", limit=1, every=0)
+    both = dataclasses.replace(experiment, evals=(own, experiment.evals[0]))
+    workdir = copy_of(tiny_run, tmp_path / "run")
+    train.train(both, workdir)
+    told = capsys.readouterr().err
+    scenes = tiny.SCENES
+    of_train = f"{tiny.TASK}/train: {scenes['train']} of {scenes['train']} images seen in training"
+    assert told.index(of_train) < told.index("point_distance")
+    assert f"{tiny.TASK}/validation: 0 of {scenes['validation']} images seen in training" in told
+    kept = Seen.read(workdir / "checkpoints")
+    assert kept is not None and len(kept.sets[f"{tiny.TASK}/train"]) == scenes["train"]
+    # A run that begins with that one remembers its pictures, and says of a stranger's that it does not know.
+    onwards = config.override(experiment, {"init.checkpoint": str(workdir)})
+    assert train.training_history(onwards).sets == kept.sets
+    (workdir / "checkpoints" / "images_seen_in_training.json.gz").unlink()
+    assert train.training_history(onwards).unknown == ("init.checkpoint",)
 
 
 def test_killed_in_a_step_and_in_a_save_the_run_goes_on_bit_for_bit(

@@ -76,7 +76,8 @@ def evaluate(
     scoring, run = family.modes[evaluation.mode].scoring, predict.compiled(config.model)
     assert scoring is not None  # or check had refused
     score = data.scorer(evaluation.task)
-    converter = family.converter(config.model, vocabulary, config.data.augment)
+    seen_as = dataclasses.replace(config.data.augment, evaluation=evaluation.transform)
+    converter = family.converter(config.model, vocabulary, seen_as)
 
     def answers(batch: Any, pictures: Any, features: Any) -> Callable[[int], Any]:
         """Row -> the answer to what it says in `batch` about the picture that it is in `pictures`."""
@@ -172,6 +173,11 @@ def progress(config: Experiment, evaluation: Eval, console: rich.console.Console
 
 def check(config: Experiment, evaluation: Eval) -> None:
     """Raises ValueError, before anything is computed, for an evaluation that cannot be done."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"number of processes is {jax.process_count()}, expected 1 for evaluations: figures are not gathered yet. "
+            "Set evals=[] in the run and evaluate its checkpoints in one process."
+        )
     modes = models.family_of(config.model).modes
     if evaluation.mode not in modes or modes[evaluation.mode].scoring is None:
         scored = ", ".join(name for name, mode in modes.items() if mode.scoring is not None)

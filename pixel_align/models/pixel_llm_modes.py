@@ -28,7 +28,7 @@ from pixel_align.models.pixel_llm import (
     rules,
 )
 from pixel_align.nn.mask_decoder import best
-from pixel_align.prediction import Prediction, Region
+from pixel_align.prediction import Prediction, Region, run_lengths
 from pixel_align.text import INSTRUCTIONS, Vocabulary
 from pixel_align.text_alignment import split_words
 
@@ -455,6 +455,11 @@ def request_of(batch: Batch, pictures: Batch) -> Request:
     )
 
 
+def asked_alone(batch: Batch, pictures: Batch) -> Request:
+    """Without a text: the model writes."""
+    return dataclasses.replace(request_of(batch, pictures), text_tokens=None)
+
+
 def answer_both(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> tuple[Answer, Answer]:
     """(the given text read, the model's own)."""
     assert request.text_tokens is not None  # a task has its text
@@ -496,6 +501,19 @@ def said_of_trace(
     return Said(scored, written, {"target": target["text"], "read": given.to_json()["words"]})
 
 
+def caption_target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:
+    """A picture with several captions -> the target of `evaluation.captioning`."""
+    return {"captions": [converter.string(one) for one in example["captions"]], "size": placement.original_size}
+
+
+def said_of_caption(
+    answer: Answer, target: Mapping[str, Any], vocabulary: Vocabulary, placement: geometry.Placement
+) -> Said:
+    """The sentence about one picture."""
+    told = tell_caption(answer, vocabulary, placement, {})
+    return Said({"text": told.text}, told, {"target": target["captions"]})
+
+
 def asked_by_regions(batch: Batch, pictures: Batch) -> Request:
     """The boxes of a batch, asked about the pictures of another or of itself."""
     return dataclasses.replace(request_of(batch, batch), valid_size=pictures.valid_size, text_tokens=None)
@@ -511,7 +529,8 @@ def region_target(example: Mapping[str, Any], placement: geometry.Placement) -> 
         "object_id": [converter.string(one) for one in example["object_id"]],
         "region_text": [converter.string(one) for one in example["region_text"]],
         "boxes": geometry.to_pixels(np.asarray(example["region_box"], np.float64).reshape(-1, 4), size),
-        "masks": [image.read_mask(png) if png else None for png in pngs],
+        # As run lengths: whole masks of a large set would fill the memory.
+        "masks": [run_lengths(image.read_mask(png)) if png else None for png in pngs],
         "size": size,
     }
 
@@ -523,7 +542,7 @@ def said_of_regions(
     told = _predicted_regions(answer, target["region_text"], placement)
     scored = {
         "boxes": np.asarray([region.box for region in told.regions]).reshape(-1, 4),
-        "masks": None if answer.masks is None else [region.mask for region in told.regions],
+        "masks": None if answer.masks is None else [run_lengths(one.mask) for one in told.regions if one.mask is not None],
     }
     return Said(scored, told, {"region_id": target["region_id"]})
 
@@ -564,7 +583,9 @@ _TRACE = ("text", "word_spans", "word_boxes", "object_boxes")
 _REGIONS = ("region_id", "region_text", "region_box", "region_mask")
 MODES = {
     "trace": Mode(ask_trace, answer, tell_trace, Scoring(request_of, answer_both, trace_target, said_of_trace, _TRACE)),
-    "caption": Mode(ask_caption, answer, tell_caption),
+    "caption": Mode(
+        ask_caption, answer, tell_caption, Scoring(asked_alone, answer, caption_target, said_of_caption, ("captions",))
+    ),
     "refer": Mode(ask_refer, refer, tell_regions, Scoring(request_of, refer, region_target, said_of_regions, _REGIONS)),
     "segment": Mode(
         ask_refer, segment, tell_regions, Scoring(request_of, segment, region_target, said_of_regions, _REGIONS)

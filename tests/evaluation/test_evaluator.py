@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import seqio
 
+from data_pipelines import coco_captions
 from pixel_align import config, data, geometry, predict
 from pixel_align.checkpoints import store
-from pixel_align.evaluation import evaluator, traces
+from pixel_align.evaluation import evaluator, seen, traces
 from pixel_align.evaluation.evaluator import Result
+from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Eval, Experiment
 from pixel_align.predict import Predictor
 from tests import tiny
@@ -127,7 +130,7 @@ def test_pictures_are_of_the_first_examples(predictor: Predictor, experiment: Ex
     [
         ({"task": "synthetic_narrative"}, "Did you mean 'synthetic_narratives'"),
         ({"split": "test"}, r"split is 'test', expected one of \['train', 'validation'\]"),
-        ({"mode": "caption"}, "mode is 'caption', expected one that is scored: trace"),
+        ({"mode": "answer"}, "mode is 'answer', expected one that is scored: trace, caption"),
         ({"mode": "refer"}, "task 'synthetic_narratives' has no region_id, expected a task that mode 'refer' reads"),
     ],
 )
@@ -148,7 +151,7 @@ def test_no_example_is_no_score(predictor: Predictor, experiment: Experiment, mo
 # ---- Other pictures
 
 
-def seen(image_id: str) -> evaluator._Seen:
+def one(image_id: str) -> evaluator._Seen:
     placement = geometry.Placement((4, 4), (0.0, 0.0, 4.0, 4.0), (4, 4), 4)
     return evaluator._Seen(image_id, np.zeros(1), np.zeros(1), placement)
 
@@ -163,8 +166,8 @@ def partners(ids: str) -> Iterator[str | None]:
 def test_each_text_is_read_with_another_picture(ids: str) -> None:
     """Narratives of one picture lie side by side: none of them is given its own picture as another."""
     others = evaluator._Others()
-    chosen = [others.of(seen(name)) for name in ids]
-    assert [one and one.image_id for one in chosen] == list(partners(ids))
+    chosen = [others.of(one(name)) for name in ids]
+    assert [other and other.image_id for other in chosen] == list(partners(ids))
 
 
 def test_places_in_another_picture_become_the_same_fractions() -> None:
@@ -172,6 +175,52 @@ def test_places_in_another_picture_become_the_same_fractions() -> None:
     points = np.asarray([[0.25, 0.125], [1.0, 0.5]], np.float32)
     own, moved = placement.to_original(points), placement.of_size((100, 60)).to_original(points)
     np.testing.assert_allclose(moved / [60, 100], own / [40, 20], rtol=1e-6)
+
+
+# ---- Pictures seen in training, captions
+
+
+def test_unseen_pictures_have_figures_of_their_own(predictor: Predictor, experiment: Experiment) -> None:
+    """Half of the scenes are said to have been trained on: the other half is scored as if it were alone."""
+    names = seen.read(data.set_folder(experiment.data, tiny.TASK), "validation")
+    assert names is not None and len(names) == UNSEEN
+    ids = [line["image_id"] for line in run(predictor, experiment).targets]
+    trained = Seen({"other/train": frozenset(names[i] for i in ids[: UNSEEN // 2])}, ("elsewhere",))
+    asked = Eval(task=tiny.TASK, batch_size=8, pictures=0)
+    result = evaluator.evaluate(experiment, asked, predictor.params, predictor.vocabulary, history=trained)
+    assert result.metrics["images_seen_in_training"] == UNSEEN // 2 == result.metrics["unseen/images"]
+    assert result.metrics["training_sets_unknown"] == 1
+    rest = [line for line in result.targets if line["image_id"] in ids[UNSEEN // 2 :]]
+    assert result.metrics["unseen/examples"] == len(rest)
+    assert {f"unseen/{key}" for key in KEYS} <= result.metrics.keys()
+    assert result.metrics["unseen/point_distance"] != result.metrics["point_distance"]
+
+
+def test_captions_are_scored_against_all_of_a_picture(predictor: Predictor, experiment: Experiment) -> None:
+    name = "tiny_captions"
+    if name not in seqio.TaskRegistry.names():
+        told = seqio.TaskRegistry.get(coco_captions.PICTURES)
+        source = seqio.TaskRegistry.get(tiny.TASK).source
+        seqio.TaskRegistry.add(
+            name, source, told.output_features, [coco_captions.one_example_per_picture], metric_fns=told.metric_fns
+        )
+    figures = {}
+    for transform in ("fit", "center_crop"):
+        result = run(predictor, experiment, task=name, mode="caption", transform=transform, limit=4)
+        figures[transform] = result.metrics
+        assert result.metrics.keys() >= {"BLEU-4", "ROUGE-L", "CIDEr"} and result.examples == 4
+        line = result.predictions[0]
+        if transform == "fit":
+            asks = dataclasses.replace(predictor.config, instruction=coco_captions.INSTRUCTIONS[0])
+            alone = Predictor(asks, predictor.params, predictor.vocabulary)
+            alone.set_image(tiny_picture(experiment))
+            assert line["text"] == alone.caption().text
+        assert line["target"] and line["words"][0].keys() == {"word", "score"}
+
+
+def tiny_picture(experiment: Experiment) -> bytes:
+    """The first unseen scene."""
+    return next(data.dataset(experiment.data, tiny.TASK, "validation", (0, 1)).as_numpy_iterator())["image"]
 
 
 # ---- On disk
