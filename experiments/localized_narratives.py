@@ -83,7 +83,7 @@ def small() -> Experiment:
             ),
             prompt=PromptEncoderConfig(width=width),
             extractor=PromptExtractorConfig(
-                queries=16, width=width, depth=2, num_heads=4, mlp_width=128, output_width=width
+                queries=16, width=width, depth=2, num_heads=4, mlp_width=128, output_width=width, scan=False
             ),
             text=T5Config(
                 width=width,
@@ -126,7 +126,7 @@ def sam_b_t5_small() -> Experiment:
     return Experiment(
         model=PixelLLMConfig(
             shape=Shape(canvas=384, text=128, instruction=8),
-            image=SamVitConfig(width=768, depth=12, num_heads=12, global_blocks=(2, 5, 8, 11), frozen=True),
+            image=SamVitConfig.vit_b(frozen=True),
             prompt=PromptEncoderConfig(frozen=True),
             text=T5Config.small(lora=LoRAConfig(rank=32), frozen=True),
         ),

@@ -105,7 +105,7 @@ def model(width: int = 64) -> PixelLLMConfig:
         ),
         prompt=PromptEncoderConfig(width=width),
         extractor=PromptExtractorConfig(
-            queries=36, width=width, depth=2, num_heads=4, mlp_width=2 * width, output_width=width
+            queries=36, width=width, depth=2, num_heads=4, mlp_width=2 * width, output_width=width, scan=False
         ),
         text=T5Config(
             vocab_size=256,

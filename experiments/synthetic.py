@@ -99,7 +99,7 @@ def model() -> PixelLLMConfig:
         ),
         prompt=PromptEncoderConfig(width=WIDTH, masks=True),
         extractor=PromptExtractorConfig(
-            queries=36, width=WIDTH, depth=2, num_heads=4, mlp_width=2 * WIDTH, output_width=WIDTH
+            queries=36, width=WIDTH, depth=2, num_heads=4, mlp_width=2 * WIDTH, output_width=WIDTH, scan=False
         ),
         text=T5Config(
             vocab_size=384,
@@ -116,8 +116,8 @@ def model() -> PixelLLMConfig:
         regions=RegionHeadConfig(enabled=True),
         masks=MasksConfig(
             enabled=True,
-            decoder=MaskDecoderConfig(width=WIDTH, num_heads=4, mlp_width=2 * WIDTH, quality_width=WIDTH),
-            adapter=MaskAdapterConfig(width=WIDTH, num_heads=4, mlp_width=2 * WIDTH),
+            decoder=MaskDecoderConfig(width=WIDTH, num_heads=4, mlp_width=2 * WIDTH, quality_width=WIDTH, scan=False),
+            adapter=MaskAdapterConfig(width=WIDTH, num_heads=4, mlp_width=2 * WIDTH, scan=False),
         ),
     )
 

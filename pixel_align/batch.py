@@ -14,6 +14,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from pixel_align.sizes import check_at_least
+
 Array = Any  # numpy on the host, jax inside a step, jax.ShapeDtypeStruct in a spec
 
 
@@ -182,6 +184,15 @@ class Shape:
     phrase: int = 8
     mask: int = 0
     prompt_mask: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("shape", self, canvas=1, regions=1, text=2, instruction=0, points=1)
+        check_at_least("shape", self, prompt_points=0, objects=0, phrase=1, mask=0, prompt_mask=0)
+        if self.prompts not in (1, self.regions):
+            raise ValueError(
+                f"shape.prompts is {self.prompts}, expected 1, a prompt that all regions share, or {self.regions}, the "
+                "number of regions. Set one of them."
+            )
 
 
 def spec(shape: Shape, batch_size: int) -> Batch:

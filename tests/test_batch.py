@@ -1,6 +1,7 @@
 """The batch: one description of its shapes, from which everything else is made and against which it is checked."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -24,9 +25,23 @@ def test_zeros_are_of_the_spec() -> None:
 def test_what_a_model_does_not_read_is_none() -> None:
     lean = batch.spec(Shape(canvas=8), 2)
     assert lean.regions is None and lean.prompt_points is None
-    pointed = batch.spec(Shape(canvas=8, prompts=2, prompt_points=3), 2).prompt_points
+    pointed = batch.spec(Shape(canvas=8, regions=2, prompts=2, prompt_points=3), 2).prompt_points
     assert pointed.xy.shape == (2, 2, 3, 2) and pointed.mask.shape == pointed.foreground.shape == (2, 2, 3)
     assert pointed.boxed.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"canvas": -16}, "shape.canvas is -16, expected 1 or more. Set it higher."),
+        ({"text": 0}, "shape.text is 0, expected 2 or more. Set it higher."),
+        ({"objects": -1}, "shape.objects is -1, expected 0 or more. Set it higher."),
+        ({"regions": 3, "prompts": 2}, "shape.prompts is 2, expected 1, a prompt that all regions share, or 3, the"),
+    ],
+)
+def test_sizes_that_no_batch_has_are_refused(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        Shape(**{"canvas": 8, **sizes})
 
 
 def test_every_difference_is_named_in_one_line() -> None:

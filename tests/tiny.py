@@ -38,7 +38,7 @@ def get_config() -> Experiment:
             ),
             prompt=PromptEncoderConfig(width=WIDTH),
             extractor=PromptExtractorConfig(
-                queries=4, width=WIDTH, depth=1, num_heads=2, mlp_width=WIDTH, output_width=WIDTH
+                queries=4, width=WIDTH, depth=1, num_heads=2, mlp_width=WIDTH, output_width=WIDTH, scan=False
             ),
             text=T5Config(
                 vocab_size=256,

@@ -28,7 +28,7 @@ from pixel_align.nn import (
 )
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.eva_vit import EvaVitConfig
-from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, fuse, grid
+from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, extent, fuse, grid
 from pixel_align.nn.location_head import LocationHead, LocationHeadConfig
 from pixel_align.nn.lora import LoRAConfig
 from pixel_align.nn.mask_adapter import MaskAdapter, MaskAdapterConfig
@@ -85,11 +85,11 @@ class PixelLLMConfig(ModelConfig):
         """All parts of the published model at a size for tests: 0.5M parameters."""
         parts: dict[str, Any] = {
             "shape": Shape(canvas=112, text=12, instruction=4),
-            "image": FusionConfig(eva=EvaVitConfig.tiny(), sam=SamVitConfig.tiny(frozen=True)),
-            "prompt": PromptEncoderConfig(width=64, frozen=True),
+            "image": FusionConfig.tiny(),
+            "prompt": PromptEncoderConfig.tiny(frozen=True),
             "extractor": PromptExtractorConfig.tiny(),
             "text": T5Config.tiny(vocab_size=256, lora=LoRAConfig(rank=4), frozen=True),
-            "location": LocationHeadConfig(hidden_width=32),
+            "location": LocationHeadConfig.tiny(),
         }
         return cls(**{**parts, **changes})
 
@@ -98,10 +98,11 @@ class PixelLLMConfig(ModelConfig):
         """To measure speed at 224 px: 24.73M parameters, 7.54M of them trained."""
         parts: dict[str, Any] = {
             "shape": Shape(canvas=224, text=40, instruction=8),
-            "image": FusionConfig(eva=EvaVitConfig.bench(), sam=SamVitConfig.bench(frozen=True)),
-            "prompt": PromptEncoderConfig(frozen=True),
+            "image": FusionConfig.bench(),
+            "prompt": PromptEncoderConfig.bench(frozen=True),
             "extractor": PromptExtractorConfig.bench(),
             "text": T5Config.bench(lora=LoRAConfig(rank=8), frozen=True),
+            "location": LocationHeadConfig.bench(),
         }
         return cls(**{**parts, **changes})
 
@@ -109,9 +110,11 @@ class PixelLLMConfig(ModelConfig):
     def published(cls, **changes: Any) -> Self:
         """The model of the paper with T5-XL: 3,856M parameters, 369M of them trained."""
         parts: dict[str, Any] = {
-            "image": FusionConfig(eva=EvaVitConfig.large(whole_canvas=False), sam=SamVitConfig.vit_h(frozen=True)),
-            "prompt": PromptEncoderConfig(padding_tokens=3, frozen=True),
+            "image": FusionConfig.published(),
+            "prompt": PromptEncoderConfig.published(frozen=True),
+            "extractor": PromptExtractorConfig.published(),
             "text": T5Config.xl(lora=LoRAConfig(rank=32), frozen=True),
+            "location": LocationHeadConfig.published(),
         }
         return cls(**{**parts, **changes})
 
@@ -122,6 +125,7 @@ class PixelLLMConfig(ModelConfig):
                 "expected the same number. Set both."
             )
         geometry.points_per_side(self.shape.point_grid, self.shape.points)
+        grid(self.image, self.shape.canvas)  # raises where an encoder cannot read that canvas
         if self.shape.prompt_points and not self.prompt.points:
             raise ValueError(
                 f"model.shape.prompt_points is {self.shape.prompt_points} and model.prompt.points is False, expected a "
@@ -214,15 +218,18 @@ class PixelLLM(nn.Module):
     ) -> jax.Array:
         """Image features, boxes Float[B, M, 4] in [0, 1], points and masks -> visual tokens Float[B, M, Q, E]."""
         h, w = features.shape[1:3]
+        covered = extent(self.config.image, self.config.shape.canvas)
         dense = None
         if prompt_masks is not None:
             dense = self.prompt.dense(prompt_masks.cells, prompt_masks.given)
-            if dense.shape[2:4] != (h, w):
-                dense = jax.image.resize(dense, (*dense.shape[:2], h, w, dense.shape[4]), "linear")
+            if dense.shape[2:4] != (h, w) or covered != 1:
+                scale = jnp.asarray([h, w]) / (covered * jnp.asarray(dense.shape[2:4]))
+                size = (*dense.shape[:2], h, w, dense.shape[4])
+                dense = jax.image.scale_and_translate(dense, size, (2, 3), scale, jnp.zeros(2), "linear")
         elif self.config.prompt.masks or self.config.prompt.padding_tokens:
             dense = self.prompt.dense()  # "no mask", as published
         tokens, exist = self.prompt(prompt_boxes, self.config.shape.canvas, prompt_points)
-        return self.extractor(features, self.prompt.grid(h, w), tokens, exist, dense)
+        return self.extractor(features, self.prompt.grid(h, w, covered), tokens, exist, dense)
 
     def encode_prefix(
         self, visual: jax.Array, instruction_tokens: jax.Array, instruction_mask: jax.Array, *, train: bool = False
@@ -325,7 +332,8 @@ class PixelLLM(nn.Module):
         if not (self.config.regions.enabled and self.config.regions.on_map):
             return None
         b, h, w, d = features.shape
-        return RegionOutputs(*self.map_regions(features.reshape(b, h * w, d), grid_anchors(h, w)))
+        anchors = grid_anchors(h, w, extent(self.config.image, self.config.shape.canvas))
+        return RegionOutputs(*self.map_regions(features.reshape(b, h * w, d), anchors))
 
     def _query_regions(self, visual: jax.Array) -> RegionOutputs | None:
         if not (self.config.regions.enabled and self.config.regions.on_queries):
@@ -363,18 +371,15 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
             c.mask,
             losses.mask(outputs.masks, outputs.iou, batch.masks.cells, batch.valid_size, config.shape.canvas, asked),
         )
-    for name, weight, found, rows, columns in (
-        ("map_regions", c.map_regions, outputs.map_regions, *grid(config.image, config.shape.canvas)),
-        ("query_regions", c.query_regions, outputs.query_regions, *query_grid(config.extractor.queries)),
+    on_map, covered = grid(config.image, config.shape.canvas), extent(config.image, config.shape.canvas)
+    for name, weight, found, (rows, columns), part in (
+        ("map_regions", c.map_regions, outputs.map_regions, on_map, covered),
+        ("query_regions", c.query_regions, outputs.query_regions, query_grid(config.extractor.queries), 1.0),
     ):
-        if found is None or not weight:
+        # A batch without objects, beside another one that has them, teaches nothing here.
+        if found is None or not weight or batch.regions is None:
             continue
-        if batch.regions is None:
-            raise ValueError(
-                f"batch.regions is None, expected objects for the loss {name}. "
-                "Set model.shape.objects above 0 and build the data with its objects, or model.regions.enabled=False."
-            )
-        anchors, spacing = grid_anchors(rows, columns), (1 / columns, 1 / rows)
+        anchors, spacing = grid_anchors(rows, columns, part), (part / columns, part / rows)
         # Rows that only fill a batch up have no region at all.
         region_weights = batch.weights.region * batch.valid.any(axis=1)
         terms[name] = weight, losses.regions(found, batch.regions, anchors, spacing, region_weights)

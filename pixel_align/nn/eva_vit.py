@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align.nn.attention import attention
-from pixel_align.nn.blocks import DropPath, LayerNorm
+from pixel_align.nn.blocks import ComputeDtype, DropPath, LayerNorm
 from pixel_align.nn.positions import resize_positions
 from pixel_align.nn.rotary import rotary_angles, rotate
-from pixel_align.nn.stack import run_stack, stack
+from pixel_align.nn.stack import Remat, run_stack, stack
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least, check_heads
 
 _EPSILON = 1e-6
 _MLP_EPSILON = 1e-5  # of the norm inside the SwiGLU
@@ -47,15 +48,15 @@ class EvaVitConfig:
     layer_decay: float = 1.0  # learning rate of layer i times layer_decay ** (depth - i); published: 0.8 for some tasks
     frozen: bool = False
     scan: bool = True  # one compiled block for all layers
-    remat: str = "none"  # "none", "dots" or "full"
-    dtype: str = "float32"  # of the computation
+    remat: Remat = "none"
+    dtype: ComputeDtype = "float32"  # of the computation
 
     def __post_init__(self) -> None:
-        if self.width % (4 * self.num_heads):
-            raise ValueError(
-                f"eva_vit.width is {self.width} with num_heads {self.num_heads}, expected a multiple of 4 * num_heads "
-                "(rotary positions turn pairs of channels along two axes). Change one of them."
-            )
+        check_at_least("eva_vit", self, patch_size=1, width=1, depth=1, num_heads=1, mlp_width=1)
+        check_at_least("eva_vit", self, pretrain_grid=1, rotary_grid=0)
+        check_heads("eva_vit", self.width, self.num_heads, 4, "rotary positions turn pairs of channels along two axes")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"eva_vit.drop_path is {self.drop_path}, expected 0 to below 1. Set it to 0 for none.")
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
@@ -84,8 +85,20 @@ class EvaVitConfig:
         return self.width
 
     def grid(self, canvas: int) -> int:
-        """Side of the grid of image features that a canvas of so many pixels gives."""
+        """Side of the grid of image features that a canvas of so many pixels gives.
+
+        Raises ValueError where the canvas is smaller than a patch.
+        """
+        if canvas < self.patch_size:
+            raise ValueError(
+                f"canvas is {canvas}, expected {self.patch_size} or more, the patch of eva_vit. "
+                "Set model.shape.canvas higher."
+            )
         return canvas // self.patch_size
+
+    def extent(self, canvas: int) -> float:
+        """Fraction of the canvas, from its top left corner, that the map covers in each direction."""
+        return 1.0 if self.whole_canvas else self.grid(canvas) * self.patch_size / canvas
 
 
 class EvaAttention(nn.Module):

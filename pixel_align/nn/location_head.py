@@ -5,6 +5,7 @@ The published head has two more outputs per point that nothing reads; they are l
 """
 
 import dataclasses
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,24 @@ class LocationHeadConfig:
     hidden_layers: int = 3
     presence: bool = False  # also say whether a word has a place at all; not published, where every word gets one
     frozen: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least("location", self, points=1, hidden_width=1, hidden_layers=0)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """Not the published size, for tests."""
+        return cls(**{"hidden_width": 32, **changes})
+
+    @classmethod
+    def bench(cls, **changes: Any) -> Self:
+        """To measure speed: the published size, 0.7M parameters where it reads 256 channels."""
+        return cls(**changes)
+
+    @classmethod
+    def published(cls, **changes: Any) -> Self:
+        """1.58M parameters where it reads 2,048 channels."""
+        return cls(**changes)
 
 
 class LocationHead(nn.Module):

@@ -13,9 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixel_align.nn.blocks import LayerNorm
-from pixel_align.nn.two_way import TwoWayTransformer
+from pixel_align.nn.blocks import ComputeDtype, LayerNorm
+from pixel_align.nn.stack import Remat
+from pixel_align.nn.two_way import TwoWayTransformer, check_sizes
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +29,15 @@ class MaskAdapterConfig:
     depth: int = 2  # layers of the two-way transformer
     num_heads: int = 8
     mlp_width: int = 2048
-    dtype: str = "float32"  # of the computation
+    scan: bool = True  # one compiled block for all layers
+    remat: Remat = "none"
+    dtype: ComputeDtype = "float32"  # of the computation
     lr_multiplier: float = 1.0  # on its learning rate; published: 10 in the stage that learns masks alone
     frozen: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least("masks.adapter", self, queries=1)
+        check_sizes("masks.adapter", self)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
@@ -83,7 +91,7 @@ class MaskAdapter(nn.Module):
         queries = self.param("queries", nn.initializers.normal(1.0), (c.queries, c.width))
         tokens = jnp.broadcast_to(queries.astype(c.dtype), (b * n, c.queries, c.width))
         # What is read has no place of its own: the visual tokens are as unordered as the queries that made them.
-        tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, name="two_way")(
+        tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, c.scan, c.remat, name="two_way")(
             tokens, read, jnp.zeros_like(read), image_mask=exists
         )
         gate = self.param("gate", nn.initializers.zeros, (c.queries, c.width))

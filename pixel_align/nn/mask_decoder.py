@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pixel_align.nn.blocks import LayerNorm
-from pixel_align.nn.two_way import TwoWayTransformer
+from pixel_align.nn.blocks import ComputeDtype, LayerNorm
+from pixel_align.nn.stack import Remat
+from pixel_align.nn.two_way import TwoWayTransformer, check_sizes
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,9 @@ class MaskDecoderConfig:
     mlp_width: int = 2048
     alternatives: int = 3  # masks of an answer with several: a point can mean a whole, a part and a part of that
     quality_width: int = 256  # hidden width of the network that predicts the IoU
-    dtype: str = "float32"  # of the computation
+    scan: bool = True  # one compiled block for all layers
+    remat: Remat = "none"
+    dtype: ComputeDtype = "float32"  # of the computation
     frozen: bool = False  # published: True, SAM's own weights
 
     @classmethod
@@ -48,10 +52,12 @@ class MaskDecoderConfig:
         return cls(**changes)
 
     def __post_init__(self) -> None:
-        if self.width % 8 or self.width % (2 * self.num_heads):
+        check_at_least("masks.decoder", self, alternatives=0, quality_width=1)
+        check_sizes("masks.decoder", self)
+        if self.width % 8:
             raise ValueError(
-                f"width of the mask decoder is {self.width}, expected a multiple of 8 and of twice its "
-                f"{self.num_heads} heads. Change width or num_heads."
+                f"masks.decoder.width is {self.width}, expected a multiple of 8 (the image grows four times and keeps "
+                "an eighth of its channels). Change it."
             )
 
 
@@ -111,7 +117,7 @@ class MaskDecoder(nn.Module):
             x = x + dense.astype(c.dtype)
         x = jnp.broadcast_to(x, (b, n, h, w, c.width)).reshape(b * n, h * w, c.width)
         code = jnp.broadcast_to(image_code.astype(c.dtype).reshape(1, h * w, c.width), x.shape)
-        tokens, x = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, name="two_way")(
+        tokens, x = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, c.scan, c.remat, name="two_way")(
             tokens.reshape(b * n, 1 + masks + k, c.width), x, code, token_mask
         )
         tokens = tokens.reshape(b, n, 1 + masks + k, c.width)

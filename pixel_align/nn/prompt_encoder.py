@@ -4,6 +4,7 @@ Source: Kirillov et al., Segment Anything (arXiv 2304.02643), prompt_encoder.py 
 """
 
 import dataclasses
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -12,19 +13,42 @@ import jax.numpy as jnp
 from pixel_align.batch import PromptPoints
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least
 
 _DRAWN_LOGIT = 10.0  # a drawn mask is the answer of a mask decoder that is sure
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptEncoderConfig:
-    """Attributes: see the comments. Published values are the defaults."""
+    """Attributes: see the comments. Segment Anything's values are the defaults."""
 
-    width: int = 256  # of a prompt token
+    width: int = 256  # of a prompt token, even
     points: bool = False  # prompts may be points, too: brings SAM's embedding of "no point"
     masks: bool = False  # prompts may be masks, or a mask decoder reads them: brings SAM's embedding of "no mask"
     padding_tokens: int = 0  # "nothing" tokens behind each box; the published PixelLLM carries 3 of them
     frozen: bool = False  # published: True, SAM's own weights
+
+    def __post_init__(self) -> None:
+        check_at_least("prompt", self, width=2, padding_tokens=0)
+        if self.width % 2:
+            raise ValueError(
+                f"prompt.width is {self.width}, expected an even number (half sines, half cosines). Change it."
+            )
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """Not the published size, for tests."""
+        return cls(**{"width": 64, **changes})
+
+    @classmethod
+    def bench(cls, **changes: Any) -> Self:
+        """To measure speed: Segment Anything's size, 1,280 parameters, without the padding of PixelLLM."""
+        return cls(**changes)
+
+    @classmethod
+    def published(cls, **changes: Any) -> Self:
+        """PixelLLM's: Segment Anything's, and three tokens of padding behind each box."""
+        return cls(**{"padding_tokens": 3, **changes})
 
 
 class RandomFourier(nn.Module):
@@ -126,10 +150,13 @@ class PromptEncoder(nn.Module):
         added = self.mask_downscaling(masks[..., None].astype(jnp.float32))
         return added if given is None else jnp.where(given[..., None, None, None], added, self.no_mask)
 
-    def grid(self, height: int, width: int) -> jax.Array:
-        """Float32[height, width, D]: the position code of the centre of each cell of a grid over the canvas."""
-        y = (jnp.arange(height) + 0.5) / height
-        x = (jnp.arange(width) + 0.5) / width
+    def grid(self, height: int, width: int, extent: float = 1.0) -> jax.Array:
+        """Float32[height, width, D]: the position code of the centre of each cell of a grid.
+
+        extent: fraction of the canvas, from its top left corner, that the grid covers in each direction.
+        """
+        y = (jnp.arange(height) + 0.5) / height * extent
+        x = (jnp.arange(width) + 0.5) / width * extent
         return self.positions(jnp.stack(jnp.meshgrid(x, y), axis=-1))
 
 

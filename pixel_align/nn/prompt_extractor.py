@@ -12,8 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixel_align.nn.two_way import TwoWayTransformer
+from pixel_align.nn.blocks import ComputeDtype
+from pixel_align.nn.stack import Remat
+from pixel_align.nn.two_way import TwoWayTransformer, check_sizes
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,14 @@ class PromptExtractorConfig:
     num_heads: int = 8
     mlp_width: int = 2048
     output_width: int = 1024  # of a visual token
-    dtype: str = "float32"  # of the computation
+    scan: bool = True  # one compiled block for all layers
+    remat: Remat = "none"
+    dtype: ComputeDtype = "float32"  # of the computation
     frozen: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least("extractor", self, queries=1, output_width=1)
+        check_sizes("extractor", self)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
@@ -93,7 +102,7 @@ class PromptExtractor(nn.Module):
         image = image.reshape(b * m, -1, c.width)
         code = nn.Dense(c.width, name="code_projection", dtype=c.dtype)(image_code).reshape(1, -1, c.width)
 
-        tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, name="two_way")(
+        tokens, _ = TwoWayTransformer(c.depth, c.num_heads, c.mlp_width, c.dtype, c.scan, c.remat, name="two_way")(
             tokens, image, jnp.broadcast_to(code, image.shape), token_mask
         )
         tokens = tokens[:, : c.queries].reshape(b, m, c.queries, c.width)

@@ -46,10 +46,13 @@ def query_anchors(queries: int) -> jax.Array:
     return grid_anchors(*query_grid(queries))
 
 
-def grid_anchors(height: int, width: int) -> jax.Array:
-    """Float32[height * width, 2]: xy in [0, 1] of the centres of the cells of a grid, row by row."""
-    y = (jnp.arange(height) + 0.5) / height
-    x = (jnp.arange(width) + 0.5) / width
+def grid_anchors(height: int, width: int, extent: float = 1.0) -> jax.Array:
+    """Float32[height * width, 2]: xy in [0, 1] of the centres of the cells of a grid, row by row.
+
+    extent: fraction of the canvas, from its top left corner, that the grid covers in each direction.
+    """
+    y = (jnp.arange(height) + 0.5) / height * extent
+    x = (jnp.arange(width) + 0.5) / width * extent
     return jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 

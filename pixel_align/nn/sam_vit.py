@@ -5,17 +5,18 @@ windows and the decomposed relative positions. Positions rest as pretrained and 
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from pixel_align.nn.attention import attention
-from pixel_align.nn.blocks import MLP, LayerNorm
+from pixel_align.nn.blocks import MLP, ComputeDtype, LayerNorm
 from pixel_align.nn.positions import resize_positions, resize_relative
-from pixel_align.nn.stack import run_stack, stack
+from pixel_align.nn.stack import Remat, run_stack, stack
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least, check_heads
 
 _EPSILON = 1e-6
 
@@ -26,7 +27,7 @@ class SamVitConfig:
 
     kind: str = "sam_vit"
     patch_size: int = 16
-    stem: str = (
+    stem: Literal["patch", "conv"] = (
         "patch"  # "patch": one linear layer (published); "conv": overlapping convolutions, easier to learn from nothing
     )
     width: int = 1280
@@ -47,10 +48,13 @@ class SamVitConfig:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     frozen: bool = False  # published: True
     scan: bool = True  # one compiled block for all layers that are alike
-    remat: str = "none"  # "none", "dots" or "full"
-    dtype: str = "float32"  # of the computation
+    remat: Remat = "none"
+    dtype: ComputeDtype = "float32"  # of the computation
 
     def __post_init__(self) -> None:
+        check_at_least("sam_vit", self, patch_size=1, width=1, depth=1, num_heads=1, mlp_ratio=1)
+        check_at_least("sam_vit", self, window=0, pretrain_grid=1, output_width=1)
+        check_heads("sam_vit", self.width, self.num_heads, 1, "each head has as many channels")
         if self.stem not in ("patch", "conv") or (self.stem == "conv" and self.patch_size & (self.patch_size - 1)):
             raise ValueError(
                 f"sam_vit.stem is {self.stem!r} with patch_size {self.patch_size}, expected 'patch', or 'conv' with a "
@@ -93,8 +97,22 @@ class SamVitConfig:
         return cls(**changes)
 
     def grid(self, canvas: int) -> int:
-        """Side of the grid of image features that a canvas of so many pixels gives."""
-        return -(-canvas // self.patch_size) if self.stem == "conv" else canvas // self.patch_size
+        """Side of the grid of image features of a canvas of so many pixels: it covers all of it.
+
+        Raises ValueError where whole patches do not.
+        """
+        patch = self.patch_size
+        if canvas < patch or canvas % patch:
+            near = [str(side) for side in (canvas // patch * patch, (canvas // patch + 1) * patch) if side > 0]
+            raise ValueError(
+                f"canvas is {canvas}, expected a multiple of {patch}, the patch of sam_vit. "
+                f"Set model.shape.canvas to {' or '.join(near)}."
+            )
+        return canvas // patch
+
+    def extent(self, canvas: int) -> float:
+        """Fraction of the canvas, from its top left corner, that the map covers in each direction."""
+        return 1.0
 
 
 def relative_positions(table: jax.Array, size: int, antialias: bool = False) -> jax.Array:
@@ -232,6 +250,8 @@ class SamVit(nn.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         c = self.config
+        for side in images.shape[1:3]:
+            c.grid(side)
         x = self.patch_embedding(images.astype(c.dtype))
         x = x + resize_positions(self.positions, x.shape[1], x.shape[2], c.antialias).astype(x.dtype)
         x, _ = run_stack(self.groups, x)

@@ -15,12 +15,15 @@ out: what each layer gives back, stacked along a leading layer axis, or None. Ra
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# What a backward pass computes again: nothing; all but products with weights; all but what flows between layers.
+Remat = Literal["none", "dots", "full"]
 
 _REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
     "full": None,  # keep only what flows between layers, compute the rest again in the backward pass

@@ -20,11 +20,12 @@ import numpy as np
 from jax.nn.initializers import Initializer, normal, variance_scaling
 
 from pixel_align.nn.attention import attention
-from pixel_align.nn.blocks import MLP, RMSNorm
+from pixel_align.nn.blocks import MLP, ComputeDtype, RMSNorm
 from pixel_align.nn.lora import LoRAConfig, LoRADense
 from pixel_align.nn.partitioning import constrain
-from pixel_align.nn.stack import run_stack, stack
+from pixel_align.nn.stack import Remat, run_stack, stack
 from pixel_align.param_rules import PartRules
+from pixel_align.sizes import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ class T5Config:
     dropout_rate: float = 0.1  # on embeddings, branches, attention weights, MLP; 0 where the head is frozen
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)  # adapters on linear layers; rank 0 = none
     scan: bool = True  # layers as one scanned block with stacked parameters
-    remat: str = "none"  # what a backward pass computes again: none, full, dots
-    dtype: str = "float32"  # of the computation; parameters are made in float32
+    remat: Remat = "none"
+    dtype: ComputeDtype = "float32"  # of the computation; parameters are made in float32
     frozen: bool = False  # the base is not trained (adapters may be): no dropout runs; published: left on in it
 
     def __post_init__(self) -> None:
@@ -59,9 +60,10 @@ class T5Config:
                 f"relative_max_distance is {self.relative_max_distance}, expected more than relative_buckets / 2 = "
                 f"{self.relative_buckets // 2}, the distances that have a bucket of their own. T5 has 128."
             )
-        for name in ("encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more. Set at least one layer.")
+        check_at_least("t5", self, vocab_size=2, width=1, num_heads=1, head_dim=1, mlp_dim=1)
+        check_at_least("t5", self, encoder_layers=1, decoder_layers=1)
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"t5.dropout_rate is {self.dropout_rate}, expected 0 to below 1. Set it to 0 for none.")
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:

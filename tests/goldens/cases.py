@@ -185,7 +185,7 @@ def _masks(
         else None,
         3 * _random(f"{name} drawn", b, n, 24, 24) if drawn else None,
     )
-    config = MaskDecoderConfig(width=32, num_heads=4, mlp_width=48, quality_width=24)
+    config = MaskDecoderConfig(width=32, num_heads=4, mlp_width=48, quality_width=24, scan=False)
     module = _Masks(config, several)
     return Case(name, "SAM prompts to masks", f"{setting}; {'three masks' if several else 'one mask'}", module, inputs)
 
@@ -193,7 +193,8 @@ def _masks(
 def _two_way() -> Case:
     name = "two_way"
     inputs = (_random("tokens", 2, 5, 32), _random("image", 2, 49, 32), _random("code", 2, 49, 32))
-    return Case(name, "SAM two-way transformer", "3 layers, 5 tokens, 49 cells", TwoWayTransformer(3, 4, 64), inputs)
+    module = TwoWayTransformer(3, 4, 64, scan=False)
+    return Case(name, "SAM two-way transformer", "3 layers, 5 tokens, 49 cells", module, inputs)
 
 
 def _t5() -> Case:

@@ -18,13 +18,15 @@ from pixel_align.settings import override
 
 STACKS = ("windowed", "groups", "layers")  # innermost first
 SCANNED = override(
-    PixelLLMConfig.tiny(shape=Shape(canvas=56, text=6, instruction=2)),
+    PixelLLMConfig.tiny(shape=Shape(canvas=64, text=6, instruction=2)),
     [
-        *("image.eva.layer_decay=0.5", "image.eva.drop_path=0", "text.dropout_rate=0", "extractor.depth=1"),
+        *("image.eva.layer_decay=0.5", "image.eva.drop_path=0", "text.dropout_rate=0"),
         *("image.sam.frozen=false", "text.frozen=false", "prompt.frozen=false"),
     ],
 )
-WRITTEN_OUT = override(SCANNED, ["image.eva.scan=false", "image.sam.scan=false", "text.scan=false"])
+WRITTEN_OUT = override(
+    SCANNED, ["image.eva.scan=false", "image.sam.scan=false", "text.scan=false", "extractor.scan=false"]
+)
 HALF = ["image.eva.dtype=bfloat16", "image.sam.dtype=bfloat16", "extractor.dtype=bfloat16", "text.dtype=bfloat16"]
 
 
@@ -56,9 +58,8 @@ def _total(config: PixelLLMConfig, params: Any, batch: Batch) -> jax.Array:
 
 
 def _restack(params: Any, change: Any, names: tuple[str, ...]) -> Any:
-    """The encoders and the text head; the extractor's layers differ and are never stacked."""
     for name in names:
-        params = {**params, **{part: change(params[part], name) for part in ("image", "text")}}
+        params = {**params, **{part: change(params[part], name) for part in ("image", "text", "extractor")}}
     return params
 
 

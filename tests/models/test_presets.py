@@ -1,6 +1,8 @@
 """The presets of the model: their numbers of parameters, the epsilon of every norm, what of them is trained."""
 
+import dataclasses
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +16,11 @@ from pixel_align.models.pixel_llm import PixelLLM, PixelLLMConfig, rules
 from pixel_align.nn.blocks import LayerNorm, RMSNorm
 from pixel_align.nn.eva_vit import EvaVitConfig
 from pixel_align.nn.image_features import FusionConfig
+from pixel_align.nn.location_head import LocationHeadConfig
+from pixel_align.nn.prompt_encoder import PromptEncoderConfig
+from pixel_align.nn.prompt_extractor import PromptExtractorConfig
 from pixel_align.nn.sam_vit import SamVitConfig
-from pixel_align.settings import from_json, override, to_json
+from pixel_align.settings import ConfigError, from_json, override, to_json
 
 PRESETS = {"tiny": PixelLLMConfig.tiny, "bench": PixelLLMConfig.bench, "published": PixelLLMConfig.published}
 
@@ -117,7 +122,53 @@ def test_every_norm_has_its_published_epsilon() -> None:
 def test_an_encoder_is_a_choice_among_the_settings() -> None:
     config = PixelLLMConfig()
     fused = override(config, ["image.eva.width=64", "image.kind=fusion", "image.sam.frozen=false"])
-    assert fused.image == FusionConfig(eva=EvaVitConfig(width=64), sam=SamVitConfig())
+    assert fused.image == FusionConfig(eva=EvaVitConfig(width=64, whole_canvas=False), sam=SamVitConfig())
     assert override(config, ["image.kind=eva_vit"]).image == EvaVitConfig()
     for preset in PRESETS.values():
         assert from_json(PixelLLMConfig, to_json(preset())) == preset()
+
+
+def test_the_presets_of_the_model_are_those_of_its_parts() -> None:
+    for name, preset in PRESETS.items():
+        config, parts = preset(), (FusionConfig, PromptEncoderConfig, PromptExtractorConfig, LocationHeadConfig)
+        own = [
+            dataclasses.replace(part, frozen=False) if hasattr(part, "frozen") else part
+            for part in (config.image, config.prompt, config.extractor, config.location)
+        ]
+        assert own == [getattr(part, name)() for part in parts]
+    assert FusionConfig.published() == FusionConfig() == PixelLLMConfig.published().image
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape.canvas": 5}, "canvas is 5, expected 14 or more, the patch of eva_vit."),
+        ({"shape.text": 0}, "shape.text is 0, expected 2 or more."),
+        ({"image.sam.num_heads": 3}, "sam_vit.width is 64 with num_heads 3, expected a multiple of num_heads"),
+        ({"image.sam.num_heads": 0}, "sam_vit.num_heads is 0, expected 1 or more."),
+        ({"image.eva.rotary_grid": -3}, "eva_vit.rotary_grid is -3, expected 0 or more."),
+        ({"image.eva.num_heads": 5}, "eva_vit.width is 48 with num_heads 5, expected a multiple of 4 * num_heads"),
+        ({"image.eva.drop_path": 1.5}, "eva_vit.drop_path is 1.5, expected 0 to below 1."),
+        ({"extractor.num_heads": 3}, "extractor.width is 32 with num_heads 3, expected a multiple of 2 * num_heads"),
+        ({"extractor.queries": 0}, "extractor.queries is 0, expected 1 or more."),
+        ({"masks.adapter.depth": 0}, "masks.adapter.depth is 0, expected 1 or more."),
+        ({"masks.decoder.num_heads": 0}, "masks.decoder.num_heads is 0, expected 1 or more."),
+        ({"prompt.width": 63}, "prompt.width is 63, expected an even number"),
+        ({"location.hidden_width": 0}, "location.hidden_width is 0, expected 1 or more."),
+        ({"text.mlp_dim": 0}, "t5.mlp_dim is 0, expected 1 or more."),
+        ({"text.dropout_rate": 1.0}, "t5.dropout_rate is 1.0, expected 0 to below 1."),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as caught:
+        override(PixelLLMConfig.tiny(), changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["text", "image.eva", "image.sam", "extractor", "masks.decoder", "masks.adapter"])
+def test_precision_and_remat_are_choices_that_settings_name(part: str) -> None:
+    for name, choices in (("dtype", "'float32', 'bfloat16'"), ("remat", "'none', 'dots', 'full'")):
+        with pytest.raises(ConfigError, match=rf"config.{part}.{name} is 'bfloat17', expected one of {choices}\."):
+            override(PixelLLMConfig.tiny(), [f"{part}.{name}=bfloat17"])
+    config = override(PixelLLMConfig.tiny(), [f"{part}.dtype=bfloat16", f"{part}.remat=full"])
+    assert from_json(PixelLLMConfig, to_json(config)) == config

@@ -130,7 +130,7 @@ def _example(**more: Any) -> dict[str, Any]:
 
 def test_points_of_an_example_stand_on_the_canvas() -> None:
     """A picture of 40 x 20 covers the upper half of the canvas: y halves; the points are cut to K."""
-    shape = Shape(canvas=32, text=4, prompts=2, prompt_points=3)
+    shape = Shape(canvas=32, text=4, regions=2, prompts=2, prompt_points=3)
     converter = PixelFeatureConverter(shape, _Words())  # type: ignore[arg-type]
     given = np.asarray([[0.5, 0.5], [1.5, 0.5], [0.25, 1.0]], np.float32)
     row, _ = converter(_example(prompt_points=given, prompt_foreground=np.asarray([True, True, False])))

@@ -1,25 +1,31 @@
 """One map from one or two encoders: whose channels, on which grid, in whose colours, and where a cell lies."""
 
 import dataclasses
+import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixel_align.batch import Shape, zeros
+from pixel_align.models.pixel_llm import PixelLLM, PixelLLMConfig, loss
 from pixel_align.nn.eva_vit import EvaVit, EvaVitConfig
 from pixel_align.nn.image_features import (
     FusionConfig,
     ImageConfig,
     ImageFeatures,
     encoders,
+    extent,
     fuse,
     grid,
     normalize,
     output_width,
-    stride,
 )
+from pixel_align.nn.prompt_encoder import PromptEncoder
+from pixel_align.nn.region_head import RegionHeadConfig, grid_anchors
 from pixel_align.nn.sam_vit import SamVit, SamVitConfig
 
 EVA = EvaVitConfig.tiny(patch_size=4, width=16, num_heads=2, mlp_width=16, depth=1)
@@ -50,7 +56,6 @@ def test_the_published_pair_makes_one_map_of_1280_channels() -> None:
     )
     assert features.shape == (1, 27, 27, 1280)
     assert (*grid(published, 384), output_width(published)) == features.shape[1:]
-    assert stride(published, 384) == pytest.approx(14.2222, abs=1e-4)
     assert {name: encoder.frozen for name, encoder in encoders(published).items()} == {"eva": False, "sam": True}
 
 
@@ -60,13 +65,12 @@ def test_the_published_pair_makes_one_map_of_1280_channels() -> None:
         (SamVitConfig(), 384, 24),
         (EvaVitConfig(), 384, 27),
         (FusionConfig(), 224, 16),
-        (SamVitConfig.tiny(patch_size=8, stem="conv"), 60, 8),
-        (SamVitConfig.tiny(patch_size=8), 60, 7),
+        (SamVitConfig.tiny(patch_size=8, stem="conv"), 64, 8),
+        (EvaVitConfig.tiny(), 60, 4),
     ],
 )
-def test_grid_and_stride_are_those_of_the_map(config: ImageConfig, canvas: int, side: int) -> None:
+def test_the_grid_is_that_of_the_map(config: ImageConfig, canvas: int, side: int) -> None:
     assert grid(config, canvas) == (side, side)
-    assert stride(config, canvas) == canvas / side
     shapes = jax.eval_shape(
         lambda: ImageFeatures(config).init_with_output(
             jax.random.key(0), jnp.zeros((1, canvas, canvas, 3), jnp.uint8), jnp.asarray([[canvas, canvas]])
@@ -130,6 +134,95 @@ def test_drop_path_runs_in_training_and_never_in_a_frozen_encoder() -> None:
     np.testing.assert_array_equal(run(frozen, train=True), expected)
 
 
-def test_a_canvas_below_one_patch_is_refused() -> None:
-    with pytest.raises(ValueError, match="model.shape.canvas is 8, expected at least one patch"):
-        grid(SamVitConfig(), 8)
+@pytest.mark.parametrize(
+    ("config", "canvas", "message"),
+    [
+        (
+            SamVitConfig(),
+            8,
+            "canvas is 8, expected a multiple of 16, the patch of sam_vit. Set model.shape.canvas to 16.",
+        ),
+        (
+            FusionConfig(),
+            60,
+            "canvas is 60, expected a multiple of 16, the patch of sam_vit. Set model.shape.canvas to 48",
+        ),
+        (SamVitConfig.tiny(patch_size=8, stem="conv"), 60, "canvas is 60, expected a multiple of 8"),
+        (EvaVitConfig(), 5, "canvas is 5, expected 14 or more, the patch of eva_vit. Set model.shape.canvas higher."),
+    ],
+)
+def test_a_canvas_that_an_encoder_cannot_read_is_refused(config: ImageConfig, canvas: int, message: str) -> None:
+    for ask in (
+        lambda: grid(config, canvas),
+        lambda: PixelLLMConfig(image=config, shape=Shape(canvas=canvas)),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            ask()
+
+
+def test_pictures_that_whole_patches_do_not_cover_are_not_cropped_silently() -> None:
+    model = SamVit(SamVitConfig.tiny(patch_size=8))
+    with pytest.raises(ValueError, match="canvas is 60, expected a multiple of 8"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 60, 3)))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_cell_lies_where_its_pixels_are(whole: bool) -> None:
+    """Found by changing pixels: which of them the last cell of EVA's patch layer reads. SAM's map covers the canvas."""
+    canvas, patch = 52, 14
+    config = EvaVitConfig.tiny(whole_canvas=whole)
+    encoder = EvaVit(config)
+    side = config.grid(canvas)
+
+    def last_cell(column: jax.Array) -> jax.Array:
+        fitted = encoder._fitted(jnp.broadcast_to(column[None, None, :, None], (1, canvas, canvas, 3)))
+        return fitted[0, 0, (side - 1) * patch : side * patch, 0].sum()
+
+    read = np.flatnonzero(np.abs(jax.grad(last_cell)(jnp.zeros(canvas))) > 1e-3)
+    middle = (read.min() + read.max() + 1) / 2 / canvas
+    assert abs(grid_anchors(side, side, extent(config, canvas))[-1, 0] - middle) < 1 / canvas
+    assert (read.max() == canvas - 1) == whole
+    assert extent(config, canvas) == (1.0 if whole else 42 / 52)
+    assert extent(SamVitConfig(), 384) == 1.0
+    # As published: what is fused stands for its part of the whole canvas.
+    assert extent(FusionConfig(), 384) == 1.0 and not FusionConfig().eva.whole_canvas
+
+
+def test_all_who_place_cells_take_the_part_of_the_canvas_that_the_map_covers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anchors and the code of the grid; the loss asks with the same anchors and with their spacing."""
+    config = PixelLLMConfig.tiny(
+        shape=Shape(canvas=48, text=4, instruction=2, objects=1, phrase=2),
+        image=EvaVitConfig.tiny(whole_canvas=False),
+        regions=RegionHeadConfig(enabled=True, on_queries=False),
+    )
+    part, side, seen = 42 / 48, 3, []
+
+    def anchors(*grid: Any) -> jax.Array:
+        seen.append(grid)
+        return grid_anchors(*grid)
+
+    def asked(found: Any, told: Any, anchors: Any, spacing: Any, weights: Any) -> Any:
+        seen.append(spacing)
+        return jnp.zeros(()), jnp.ones(())
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name == "grid":
+            seen.append(args)
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr("pixel_align.models.pixel_llm.grid_anchors", anchors)
+    monkeypatch.setattr("pixel_align.losses.regions", asked)
+    filled = zeros(config.shape, 1)
+    with nn.intercept_methods(record):
+        jax.eval_shape(
+            lambda: loss(PixelLLM(config).init_with_output(jax.random.key(0), filled)[0], filled, config)["map_regions"]
+        )
+    # The code of the grid, the anchors of the head, those of the loss, their spacing.
+    assert seen == [(side, side, part)] * 3 + [(part / side, part / side)]
+    np.testing.assert_allclose(grid_anchors(side, side, part)[-1], [2.5 / side * part] * 2, atol=1e-6)
+    encoder = PromptEncoder(config.prompt)
+    params = encoder.init(jax.random.key(0), 1, 2, method="grid")
+    code, whole = (encoder.apply(params, 1, 2, *rest, method="grid") for rest in ((part,), ()))
+    at = encoder.bind(params).positions(jnp.asarray([[[0.25, 0.5], [0.75, 0.5]]]) * part)
+    np.testing.assert_allclose(code, at, atol=1e-4)
+    assert np.abs(code - whole).max() > 0.1

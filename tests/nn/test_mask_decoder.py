@@ -150,5 +150,5 @@ def test_widths_that_do_not_fit_are_named() -> None:
     for name, changed in (("image", (IMAGE[..., :8], CODE, PROMPT)), ("prompt", (IMAGE, CODE, PROMPT[..., :8]))):
         with pytest.raises(ValueError, match=f"width of {name} is 8, expected 16"):
             jax.eval_shape(MODEL.init, jax.random.key(0), *changed)
-    with pytest.raises(ValueError, match="width of the mask decoder is 20, expected a multiple of 8"):
+    with pytest.raises(ValueError, match="masks.decoder.width is 20, expected a multiple of 8"):
         MaskDecoderConfig(width=20, num_heads=2)

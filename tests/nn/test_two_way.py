@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixel_align.nn.stack import stack_params
 from pixel_align.nn.two_way import TwoWayTransformer
 
 WIDTH, HEADS, K, S = 16, 2, 3, 5
-MODEL = TwoWayTransformer(depth=2, num_heads=HEADS, mlp_width=20)
+DEPTH = 3
+MODEL = TwoWayTransformer(depth=DEPTH, num_heads=HEADS, mlp_width=20, scan=False)
 _keys = jax.random.split(jax.random.key(0), 3)
 TOKENS, IMAGE, CODE = (
     jax.random.normal(key, shape)
@@ -52,7 +54,7 @@ def _attend(p: Any, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _release(p: Any, point_embedding: np.ndarray, image: np.ndarray, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The release's forward pass, for one example: what it calls queries and keys are tokens and image."""
     queries, keys = point_embedding, image
-    for i in range(2):
+    for i in range(DEPTH):
         layer = p[f"layers_{i}"]
         if i == 0:
             queries = _attend(layer["self_attention"], queries, queries, queries)
@@ -75,6 +77,25 @@ def test_it_is_the_releases_forward_pass(params: dict) -> None:
     expected = [_release(params, *(np.asarray(x[b], np.float64) for x in (TOKENS, IMAGE, CODE))) for b in range(2)]
     for part in range(2):
         np.testing.assert_allclose(found[part], [one[part] for one in expected], atol=2e-4)
+
+
+def test_scanned_and_written_out_layers_have_the_same_output_and_gradient(params: dict) -> None:
+    """The first layer, too, which differs from the others, and with its backward pass computed again."""
+
+    def total(params: dict, model: TwoWayTransformer) -> jax.Array:
+        mask = jnp.asarray([[True, True, False]] * 2)
+        tokens, image = model.apply({"params": params}, TOKENS, IMAGE, CODE, mask)
+        return jnp.square(tokens[:, :2]).mean() + jnp.sin(image).mean()
+
+    run = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    value, gradient = run(params, MODEL)
+    gradient = stack_params(gradient)
+    assert gradient["layers"]["mlp_in"]["kernel"].shape == (DEPTH, WIDTH, 20)
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(gradient["layers"]["mlp_out"]))
+    scanned = TwoWayTransformer(depth=DEPTH, num_heads=HEADS, mlp_width=20, remat="full")
+    found, others = run(stack_params(params), scanned)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), others, gradient)
 
 
 def test_cross_attention_runs_at_half_the_width(params: dict) -> None:
