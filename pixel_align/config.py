@@ -158,7 +158,9 @@ def from_gin(files: Sequence[str | Path], bindings: Sequence[str] = (), cls: typ
         _check_macros(bindings, macros, state)
         bound = _bound(state)
         plain = constructors[cls]()
+        _check_references(plain, "config")
         _check_scopes(bound, made)
+        _check_made(bindings, {name for _, name in made})
     except ConfigError:
         raise
     except (ValueError, SyntaxError, OSError, TypeError, RuntimeError, ImportError) as error:
@@ -256,10 +258,22 @@ def _bound(state: Any) -> list[str]:
     return re.findall(r"^(\S+) = ", text, re.MULTILINE)
 
 
+def _check_references(plain: Any, path: str) -> None:
+    """Raises ConfigError where a class stands in place of the part that it makes."""
+    if callable(plain):
+        raise ConfigError(
+            f"{path} is @{plain.__name__}, expected the part that it makes. Write @{plain.__name__}() with parentheses."
+        )
+    inner = plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list | tuple) else ()
+    for name, value in inner:
+        _check_references(value, f"{path}.{name}")
+
+
 def _check_scopes(bound: Sequence[str], made: set[tuple[str, str]]) -> None:
     """Raises ConfigError for a binding in a scope that no constructor ran in, though its class was made elsewhere.
 
-    Bindings of a class that was not made at all are let be: an included file may set what a choice then replaces.
+    Bindings of a class that was not made at all are let be: an included file may set what a choice then replaces. Of
+    those that stand alone see `_check_made`.
     """
     for name in bound:
         scope, slash, setting = name.rpartition("/")
@@ -270,6 +284,18 @@ def _check_scopes(bound: Sequence[str], made: set[tuple[str, str]]) -> None:
             raise ConfigError(
                 f"gin binding {name} changes nothing: its scope is {scope!r}, expected one that makes {part} "
                 f"({known}). Correct the scope, or leave the binding out."
+            )
+
+
+def _check_made(bindings: Sequence[str], made: set[str]) -> None:
+    """Raises ConfigError for a single binding of a class that was never made: who gives one wants a change."""
+    for binding in bindings:
+        name = binding.partition("=")[0].strip()
+        part = name.rpartition("/")[2].split(".")[-2:-1]
+        if part and part[0] not in made:
+            raise ConfigError(
+                f"gin binding {name} changes nothing: this config has no {part[0]}, expected one of its parts "
+                f"({', '.join(sorted(made))}). Choose that part first, or leave the binding out."
             )
 
 

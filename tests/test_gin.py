@@ -1,6 +1,7 @@
 """gin files: they bind the dataclass tree of an experiment, and become the object that the Python spelling becomes."""
 
 import dataclasses
+import re
 import sys
 import threading
 from pathlib import Path
@@ -39,6 +40,30 @@ def test_both_spellings_are_one_experiment(path: Path) -> None:
     assert settings.to_json(load(ROOT / path)) == settings.to_json(python)
 
 
+# Experiments without a gin spelling, and why.
+PYTHON_ONLY = {
+    "quickstart": "a driver: it draws its data and fills in folders and stages itself",
+    "synthetic": "a driver: it draws its data and fills in folders and stages itself",
+}
+
+
+def _presets(path: Path) -> list[str]:
+    """The presets of an experiment, as it names them to who asks for another."""
+    with pytest.raises(ValueError, match="^preset is 'no such', expected one of ") as caught:
+        load(f"{path}:no such")
+    found = re.search(r"expected one of (.*?)\. ", str(caught.value))
+    assert found is not None
+    return found[1].split(", ")
+
+
+def test_every_preset_is_spelled_in_gin_or_excused() -> None:
+    files = [path for path in sorted((ROOT / "experiments").glob("*.py")) if "def get_config(" in path.read_text()]
+    assert {"localized_narratives", "refcoco", *PYTHON_ONLY} <= {path.stem for path in files}
+    wanted = {(path.stem, preset) for path in files if path.stem not in PYTHON_ONLY for preset in _presets(path)}
+    spelled = {(path.parent.name, path.stem) for path in SPELLED_TWICE if path.parent.name not in PARTS}
+    assert spelled == wanted
+
+
 def test_every_gin_file_is_compared_or_included() -> None:
     compared = [path for path in SPELLED_TWICE if path.parent.name not in PARTS]
     assert compared
@@ -64,7 +89,7 @@ def test_a_choice_takes_the_defaults_of_its_kind_and_keeps_bindings_of_that_kind
     assert load(path, bindings=["PixelLLMConfig.image = @EvaVitConfig()"]).model.image == EvaVitConfig(rotary_grid=16)
     # Inside the pair SAM's default is the pair's own: frozen.
     assert load(path, bindings=["PixelLLMConfig.image=@FusionConfig()"]).model.image == FusionConfig(
-        eva=EvaVitConfig(rotary_grid=16), sam=SamVitConfig(width=64, frozen=True)
+        eva=EvaVitConfig(rotary_grid=16, whole_canvas=False), sam=SamVitConfig(width=64, frozen=True)
     )
 
 
@@ -129,6 +154,11 @@ def test_required_values_are_named_all_at_once_until_they_are_given(tmp_path: Pa
         ("Train.steps = 'x'", "config.train.steps is 'x', expected int. Write it as 8."),
         ("Train.steps = 1.5", "config.train.steps is 1.5, expected int."),
         ("Experiment.optim = @Train()", "config.optim.steps is not a field of Optim. Its fields are peak_lr,"),
+        (
+            "Experiment.mesh = @MeshConfig",
+            "config.mesh is @MeshConfig, expected the part that it makes. Write @MeshConfig() with parentheses.",
+        ),
+        ("Experiment.evals = [@a/Eval(), @Eval]", "config.evals.1 is @Eval, expected the part that it makes."),
         ("Experiment.model = 3", "config.model is 3, expected PixelLLMConfig."),
         ("Train.steps = %STEPS", "gin macro STEPS is not set, expected a value. Bind it, or give --gin.STEPS=..."),
         ("include 'absent.gin'", "line 1: included file is 'absent.gin', expected an existing one."),
@@ -160,6 +190,21 @@ def test_a_macro_that_nothing_uses_is_named(tmp_path: Path) -> None:
 def test_settings_of_a_part_that_was_replaced_are_let_be(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gin", "Experiment.evals = [@one/Eval()]\none/Eval.task = 'a'\n")
     assert load(path, bindings=["Experiment.evals = []"]).evals == ()
+
+
+def test_a_single_binding_of_a_part_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """A file may set what a choice then replaces; who gives a single binding wants a change."""
+    path = write(tmp_path / "a.gin", "EvaVitConfig.width = 64\n")
+    assert load(path) == Experiment()
+    for name in ("EvaVitConfig.width", "pair/EvaVitConfig.width", "eva_vit.EvaVitConfig.width"):
+        message = (
+            rf"^gin binding {name} changes nothing: this config has no EvaVitConfig, expected one of its parts \(.*"
+        )
+        with pytest.raises(ConfigError, match=message) as caught:
+            load(path, bindings=[f"{name} = 128"])
+        assert "\n" not in str(caught.value)
+    chosen = ["EvaVitConfig.width = 128", "PixelLLMConfig.image = @EvaVitConfig()"]
+    assert load(path, bindings=chosen).model.image == EvaVitConfig(width=128)
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
