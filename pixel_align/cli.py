@@ -121,7 +121,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    image: Annotated[str, typer.Argument(help="A picture file.")],
+    image: Annotated[str, typer.Argument(help="A picture file, or a folder of them with --out DIR.")],
     checkpoint: Checkpoint,
     mode: Annotated[
         str,
@@ -141,7 +141,8 @@ def predict(
     mask: Annotated[
         str | None, typer.Option(help="A black and white PNG of the picture's size: what is meant.")
     ] = None,
-    out: Annotated[str, typer.Option(help="The annotated picture to write.")] = "",
+    out: Annotated[str, typer.Option(help="The annotated picture to write; for a folder, the folder of results.")] = "",
+    max_failures: Annotated[int, typer.Option(help="Of a folder: pictures that may be unreadable.", min=0)] = 0,
     json_out: Annotated[str, typer.Option("--json", help="The JSON file to write; - for standard output.")] = "",
 ) -> None:
     """Say a sentence about a picture and where each of its words is."""
@@ -150,15 +151,20 @@ def predict(
         from pixel_align.image import read_image, read_mask
         from pixel_align.predict import Predictor
 
-        pixels = read_image(image)
         asked = numbers("--box", box, 4) if box is not None else None
         points = [numbers("--point", one, 2) for one in point] if point else None
         inside = read_mask(read_file("--mask", mask)) if mask is not None else None
+        said = {"instruction": instruction, "text": text, "box": asked, "points": points, "mask": inside}
+        if Path(image).is_dir():
+            if not out or json_out:
+                raise ValueError("image is a folder, expected --out DIR and no --json: its lines go there. Give --out.")
+            _predict_all(checkpoint, Path(image), Path(out), mode, said, max_failures)
+            return
+        pixels = read_image(image)
         check_writable(out, picture=True)
         check_writable("" if json_out == "-" else json_out)
         predictor = Predictor.from_checkpoint(checkpoint)
         predictor.set_image(pixels)
-        said = {"instruction": instruction, "text": text, "box": asked, "points": points, "mask": inside}
         prediction = predictor.predict(mode, **said)
         if out:
             draw.annotate(pixels, *prediction.marks()).save(out)
@@ -169,6 +175,30 @@ def predict(
             Path(json_out).write_text(document + "\n", encoding="utf-8")
         if json_out != "-":
             typer.echo(prediction.text)
+
+
+def _predict_all(checkpoint: str, folder: Path, out: Path, mode: str, said: dict[str, Any], most_failures: int) -> None:
+    """Every picture of a folder, with a bar; see `predict_folder`."""
+    import rich.console
+    import rich.progress
+
+    from pixel_align import predict_folder
+    from pixel_align.predict import Predictor
+
+    pictures = predict_folder.pictures_of(folder)
+    before = predict_folder.answered_in(out)
+    predictor = Predictor.from_checkpoint(checkpoint)
+    answers = predict_folder.predict_folder(predictor, pictures, out, mode, said, most_failures=most_failures)
+    for _ in rich.progress.track(
+        answers, "predict", total=len(pictures) - before, console=rich.console.Console(stderr=True)
+    ):
+        pass
+    told = predict_folder.report(out, before)
+    typer.echo(
+        f"{out}/predictions.jsonl: {told.answered} pictures, {told.before} from before, {len(told.failures)} failed"
+    )
+    for name, error in told.failures.items():
+        print(f"{name}: {error}", file=sys.stderr)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from experiments import quickstart
+from experiments import quickstart, synthetic
 from pixel_align import data, models, param_rules, state
 from pixel_align.config import load
 from pixel_align.experiment import Experiment
@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NARRATIVES = ("small", "bench", "sam_b_t5_small", "t5_xl", "t5_xl_first_stage")
 EXPERIMENTS = [*(f"localized_narratives.py:{preset}" for preset in NARRATIVES), f"quickstart.py:{quickstart.STAGES[0]}"]
 EXPERIMENTS += [f"{stage}.py:{preset}" for stage in ("refcoco", "refcoco_masks") for preset in ("t5_xl", "bench")]
+
+
+EXPERIMENTS += [f"synthetic.py:{stage}" for stage in synthetic.STAGES]
 
 
 def experiment(name: str) -> Experiment:
