@@ -50,8 +50,8 @@ def predict_folder(
 ) -> Iterator[Path]:
     """Answers about each picture and yields its path; `report` then says what became of them.
 
-    OUT/predictions.jsonl has a line for each, with `file`; OUT/pictures the annotated ones; OUT/failures.jsonl those that
-    could not be read. A picture that has its line is not asked about again: what was broken off goes on.
+    OUT/predictions.jsonl has a line for each, with `file`; OUT/pictures the annotated ones; OUT/failures.jsonl those
+    that could not be read. A picture that has its line is not asked about again: what was broken off goes on.
 
     Raises:
       ValueError: what cannot be asked; more than `most_failures` pictures that cannot be read.
