@@ -540,10 +540,9 @@ def said_of_regions(
 ) -> Said:
     """Boxes and masks of the expressions of one example."""
     told = _predicted_regions(answer, target["region_text"], placement)
-    scored = {
-        "boxes": np.asarray([region.box for region in told.regions]).reshape(-1, 4),
-        "masks": None if answer.masks is None else [run_lengths(one.mask) for one in told.regions if one.mask is not None],
-    }
+    masks = [run_lengths(region.mask) for region in told.regions if region.mask is not None]
+    boxes = np.asarray([region.box for region in told.regions]).reshape(-1, 4)
+    scored = {"boxes": boxes, "masks": None if answer.masks is None else masks}
     return Said(scored, told, {"region_id": target["region_id"]})
 
 
