@@ -1,4 +1,4 @@
-"""T5 1.1 here and in transformers: the same random weights, the same logits, the same text. Run by `make parity`."""
+"""T5 1.1 here and in transformers: the same random weights, the same states, logits and text. Run by `make parity`."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pixel_align.decoding import greedy
-from tests.goldens.cases import CASES
-from tests.parity.conftest import Compare
+from tests.goldens.cases import CASES, TOLERANCE
+from tests.parity.conftest import Compare, Report
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -68,14 +68,50 @@ def theirs() -> Any:
     return model
 
 
-def test_logits_agree(theirs: Any, compare: Compare) -> None:
+def _answers(theirs: Any) -> Any:
     words, valid, tokens = CASE.inputs
     with torch.no_grad():
-        expected = theirs(
+        return theirs(
             input_ids=torch.tensor(words).long(),
             attention_mask=torch.tensor(valid),
             decoder_input_ids=torch.tensor(tokens).long(),
-        ).logits.numpy()
+            output_hidden_states=True,
+        )
+
+
+def test_encoded_words_and_text_features_agree(theirs: Any, report: Report) -> None:
+    """What the location head reads is the decoder's last state; words that do not exist have no meaning."""
+    words, valid, tokens = CASE.inputs
+    answers = _answers(theirs)
+
+    @jax.jit
+    def ours(params: Any) -> tuple[jax.Array, jax.Array]:
+        embedded = CASE.module.apply({"params": params}, words, method="embed")
+        encoded = CASE.module.apply({"params": params}, embedded, valid, method="encode")
+        return encoded, CASE.module.apply({"params": params}, tokens, encoded, valid, method="decode")
+
+    encoded, features = map(np.asarray, ours(CASE.params()))
+    for name, mine, other in (
+        ("encoder output", encoded[valid], answers.encoder_last_hidden_state.numpy()[valid]),
+        ("text features", features, answers.decoder_hidden_states[-1].numpy()),
+    ):
+        assert mine.shape == other.shape and other.std() > 0.5
+        difference, largest = float(np.abs(mine - other).max()), float(np.abs(other).max())
+        print(f"t5 {name}: largest difference {difference:.1e}, largest value {largest:.2f}")
+        assert difference < TOLERANCE
+        setting = f"3 + 3 layers, 150 words read, 40 written; {name}"
+        report(
+            CASE.part,
+            setting,
+            f"transformers {transformers.__version__}, T5ForConditionalGeneration",
+            difference,
+            largest,
+            f"t5 {name}",
+        )
+
+
+def test_logits_agree(theirs: Any, compare: Compare) -> None:
+    expected = _answers(theirs).logits.numpy()
     assert expected.std() > 0.5
     compare(CASE, [expected], f"transformers {transformers.__version__}, T5ForConditionalGeneration")
 
