@@ -55,9 +55,9 @@ def row(target: Target, prediction: Prediction) -> Row:
     category = _values(prediction, "categories", len(found), 1)
     kept = _kept(score, category)
     crowd = _values(target, "crowd", len(shapes), False).astype(bool)
-    table = masks.pycocotools_mask().iou([found[i] for i in kept], shapes, crowd.tolist()) if len(kept) else ()
-    if by_mask and len(shapes) and len(found) and (sizes := {tuple(m["size"]) for m in (*shapes, *found)}):
+    if by_mask and (sizes := {tuple(m["size"]) for m in (*shapes, *found)}):
         _check_sizes(sizes)
+    table = _table([found[i] for i in kept], shapes, crowd.tolist(), by_mask)
     return {
         "table": np.asarray(table, np.float64).reshape(-1),
         "score": score[kept],
@@ -129,6 +129,12 @@ def _with_tables() -> type:
             return self.tables[imgId][np.ix_([a["place"] for a in found], [a["place"] for a in truth])]
 
     return WithTables
+
+
+def _table(found: list[Any], shapes: list[Any], crowd: list[bool], by_mask: bool) -> Any:
+    if by_mask or not len(found) or not len(shapes):
+        return masks.iou_table(found, shapes, crowd)
+    return masks.pycocotools_mask().iou(found, shapes, crowd)
 
 
 def _shapes(shapes: Any, whose: str, by_mask: bool) -> tuple[list[Any], np.ndarray]:

@@ -514,10 +514,7 @@ def _expressions(record: Record, picture: Record, count: int) -> list[str]:
 def _mask(record: Record, key: str, size: tuple[int, int] | None) -> masks.Rle | None:
     if key not in record or record.fields[key] == []:
         return None
-    what = f"{key} in {record.where}"
-    rle = masks.as_rle(record.fields[key], what, size)
-    masks.check_runs(rle, what)
-    return rle
+    return masks.as_rle(record.fields[key], f"{key} in {record.where}", size)
 
 
 def _points(words: list[Record]) -> np.ndarray:

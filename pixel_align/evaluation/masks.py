@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 
-Rle = Mapping[str, Any]  # {"size": [height, width], "counts": bytes or str}
-
 _WHOLE = (int, np.integer)
 _MOST_PIXELS = 2**28  # a picture of 16,384 x 16,384; more is a broken file
+
+
+class Rle(dict[str, Any]):
+    """{"size": [height, width], "counts": bytes or str} whose runs are known to fill the picture exactly.
+
+    `as_rle` makes them. pycocotools reads, and merges, runs that do not without an end: no other mask is given to it.
+    """
 
 
 @functools.cache
@@ -27,37 +32,26 @@ def pycocotools_mask() -> Any:
 
 
 def as_rle(mask: Any, what: str, size: tuple[int, int] | None = None) -> Rle:
-    """A mask in any of COCO's forms -> run lengths as pycocotools takes them, its bytes not yet looked into.
+    """A mask in any of COCO's forms -> run lengths that pycocotools can be trusted with.
 
     Args:
         mask: run lengths, compressed or as a list of numbers; polygons, lists of x, y, x, y ...; or an array [H, W] of
-            bool or of 0 and 1.
+            bool or of 0 and 1. What is an `Rle` already was checked when it became one and is returned.
         what: its name in messages.
         size: (height, width), which polygons need.
 
     Raises:
-        ValueError: none of these.
+        ValueError: none of these, or runs that do not fill the picture exactly.
     """
-    if type(mask) is dict or isinstance(mask, Mapping):
-        counts, shape = mask.get("counts"), mask.get("size", ())
-        _check_size(shape, what)
-        if isinstance(counts, (bytes, str)):
-            return mask
-        return _from_list(counts, shape, what)
+    if type(mask) is Rle:
+        return mask
+    if isinstance(mask, Mapping):
+        return _from_runs(mask.get("counts"), mask.get("size", ()), what)
     if isinstance(mask, np.ndarray):
         return _from_array(mask, what)
     if isinstance(mask, Sequence) and not isinstance(mask, str | bytes):
         return _from_polygons(mask, what, size)
     raise ValueError(f"{what} is a {type(mask).__name__}, expected run lengths, polygons or an array. Convert it.")
-
-
-def check_runs(rle: Rle, what: str) -> None:
-    """Raises ValueError where the compressed runs do not fill the picture exactly: read this before trusting a file."""
-    height, width = rle["size"]
-    runs = run_lengths(rle["counts"])
-    if runs is None or (runs < 0).any() or int(runs.sum()) != height * width:
-        total = "unreadable" if runs is None else f"{int(runs.sum())} pixels long"
-        raise ValueError(f"counts of {what} is {total}, expected {height} x {width} pixels. Encode the mask again.")
 
 
 def run_lengths(counts: bytes | str) -> np.ndarray | None:
@@ -79,17 +73,20 @@ def run_lengths(counts: bytes | str) -> np.ndarray | None:
         return None
     numbers = np.add.reduceat((codes & 31) << shift, first)
     numbers -= np.where(codes[last] & 16, np.int64(1) << (shift[last] + 5), 0)
+    if np.abs(numbers).max() > _MOST_PIXELS:  # else their sums could come round to what is expected
+        return None
     # The first three stand for themselves: the third adds nothing, as the fourth adds the second.
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers
 
 
-def overlap(a: Rle, b: Rle, what: str) -> tuple[int, int, int]:
-    """Pixels of (both, a, b) of two masks as `as_rle` gives them: a target's and a predicted one's.
+def overlap(a: Any, b: Any, what: str) -> tuple[int, int, int]:
+    """Pixels of (both, a, b) of a target's mask and a predicted one, in any form that `as_rle` reads.
 
-    Raises ValueError where their sizes differ.
+    Raises ValueError as `as_rle` does, and where their sizes differ.
     """
+    a, b = as_rle(a, f"target {what}"), as_rle(b, f"predicted {what}")
     # pycocotools merges masks of different sizes to an empty one, without a word.
     height, width = a["size"]
     if (height, width) != tuple(b["size"]):
@@ -97,30 +94,34 @@ def overlap(a: Rle, b: Rle, what: str) -> tuple[int, int, int]:
             f"size of predicted {what} is {[*b['size']]}, expected {[height, width]} (height, width), the target's. "
             "Resize it to the original picture."
         )
-    # Its buffer holds one run for each pixel; only a tiny or a broken mask has as many.
-    if len(a["counts"]) + len(b["counts"]) > height * width:
-        check_runs(a, f"target {what}")
-        check_runs(b, f"predicted {what}")
     mask = pycocotools_mask()
     both, first, second = mask.area([mask.merge([a, b], True), a, b]).tolist()
     return both, first, second
 
 
-def decode(rle: Rle, what: str) -> np.ndarray:
-    """A mask as `as_rle` gives it -> bool[H, W]. In numpy: pycocotools' own decoding warns with numpy 2.
+def iou_table(found: Sequence[Rle], truth: Sequence[Rle], crowd: Sequence[int]) -> np.ndarray:
+    """pycocotools' IoU float64[found, truth] of masks as `as_rle` gives them; NaN of two empty ones."""
+    if not len(found) or not len(truth):
+        return np.zeros((len(found), len(truth)))
+    # It looks for the type dict itself.
+    sides = ([dict(one) for one in side] for side in (found, truth))
+    return np.asarray(pycocotools_mask().iou(*sides, list(crowd)), np.float64)
 
-    Raises ValueError where the runs do not fill the picture exactly.
+
+def decode(mask: Any, what: str) -> np.ndarray:
+    """A mask in any form that `as_rle` reads -> bool[H, W]. In numpy: pycocotools' own decoding warns with numpy 2.
+
+    Raises ValueError as `as_rle` does.
     """
-    check_runs(rle, what)
-    height, width = rle["size"]
+    rle = as_rle(mask, what)
     runs = run_lengths(rle["counts"])
-    assert runs is not None  # or the check had refused
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    assert runs is not None  # or as_rle had refused
+    return _drawn(runs, *rle["size"])
 
 
-def area(rle: Rle) -> int:
-    """Pixels of a mask."""
-    return int(pycocotools_mask().area(rle))
+def area(mask: Any, what: str) -> int:
+    """Pixels of a mask in any form that `as_rle` reads. Raises ValueError as it does."""
+    return int(pycocotools_mask().area(as_rle(mask, what)))
 
 
 def array_overlap(a: np.ndarray, b: np.ndarray, what: str) -> tuple[int, int, int]:
@@ -145,18 +146,35 @@ def _as_bool(mask: np.ndarray, what: str) -> np.ndarray:
 
 
 def _from_array(mask: np.ndarray, what: str) -> Rle:
-    return pycocotools_mask().encode(np.asfortranarray(_as_bool(mask, what), np.uint8))
+    return Rle(pycocotools_mask().encode(np.asfortranarray(_as_bool(mask, what), np.uint8)))
 
 
-def _from_list(counts: Any, size: Sequence[int], what: str) -> Rle:
+def _from_runs(counts: Any, size: Any, what: str) -> Rle:
+    _check_size(size, what)
     height, width = size
+    packed = isinstance(counts, bytes | str)
+    runs = run_lengths(counts) if packed else _as_runs(counts)
+    if runs is None or (runs < 0).any() or int(runs.sum()) != height * width:
+        total = "unreadable" if runs is None or (runs < 0).any() else f"{int(runs.sum())} pixels long"
+        raise ValueError(f"counts of {what} is {total}, expected {height} x {width} pixels. Encode the mask again.")
+    if not runs[1:].all():
+        # Runs of no pixels mean nothing, and pycocotools' buffers have no room for them.
+        return _from_array(_drawn(runs, height, width), what)
+    if packed:
+        return Rle(size=[height, width], counts=counts)
+    return Rle(pycocotools_mask().frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width))
+
+
+def _as_runs(counts: Any) -> np.ndarray | None:
     try:
-        runs = np.asarray(counts, np.int64).reshape(-1)
-    except (TypeError, ValueError, OverflowError):
-        runs = np.array([-1])
-    if (runs < 0).any() or int(runs.sum()) != height * width:
-        raise ValueError(f"counts of {what} is no list of runs that fills {height} x {width} pixels. Encode it again.")
-    return pycocotools_mask().frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+        runs = np.asarray(counts)
+    except ValueError:
+        return None
+    return runs.astype(np.int64) if runs.ndim == 1 and runs.dtype.kind in "iu" else None
+
+
+def _drawn(runs: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def _from_polygons(polygons: Sequence[Any], what: str, size: tuple[int, int] | None) -> Rle:
@@ -166,7 +184,7 @@ def _from_polygons(polygons: Sequence[Any], what: str, size: tuple[int, int] | N
     mask = pycocotools_mask()
     height, width = size
     if not len(polygons):
-        return mask.encode(np.zeros((height, width), np.uint8, order="F"))
+        return Rle(mask.encode(np.zeros((height, width), np.uint8, order="F")))
     rings = []
     for polygon in polygons:
         try:
@@ -177,7 +195,7 @@ def _from_polygons(polygons: Sequence[Any], what: str, size: tuple[int, int] | N
             raise ValueError(f"a polygon of {what} is no list of three or more finite x, y. Give it in pixels.")
         # Coordinates far outside overflow pycocotools' integers.
         rings.append(np.clip(ring, -1e5, 1e5).tolist())
-    return mask.merge(mask.frPyObjects(rings, height, width))
+    return Rle(mask.merge(mask.frPyObjects(rings, height, width)))
 
 
 def _check_size(size: Any, what: str) -> None:

@@ -118,13 +118,13 @@ def _overlap(target: Any, predicted: Any) -> tuple[int, int, int]:
     """Pixels of (both, target, predicted) masks; a missing one is empty."""
     if target is None or predicted is None:
         known, found = (
-            0 if mask is None else masks.area(masks.as_rle(mask, f"{what} mask"))
+            0 if mask is None else masks.area(mask, f"{what} mask")
             for what, mask in (("target", target), ("predicted", predicted))
         )
         return 0, known, found
     if isinstance(target, np.ndarray) and isinstance(predicted, np.ndarray):
         return masks.array_overlap(target, predicted, "mask")
-    return masks.overlap(masks.as_rle(target, "target mask"), masks.as_rle(predicted, "predicted mask"), "mask")
+    return masks.overlap(target, predicted, "mask")
 
 
 def _mask_figures(overlap: tuple[int, int, int] | None, nothing: bool, said: bool) -> Row:

@@ -258,7 +258,7 @@ def _decoded(mask: Any, shape: Sequence[int]) -> np.ndarray | None:
     if mask is None:
         return None
     if not isinstance(mask, np.ndarray):
-        mask = masks.pycocotools_mask().decode(mask)
+        mask = masks.decode(mask, "mask")
     return mask.astype(bool) if mask.shape == tuple(shape[:2]) else None
 
 

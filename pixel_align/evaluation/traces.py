@@ -9,6 +9,8 @@ A prediction is a dict in the same frame:
     points [W, P, 2]: for the target's own words, the text being given (teacher-forced);
     text, word_spans [W2, 2], word_points [W2, P, 2]: the model's own text (free-running).
 Distances are divided by the longer side of the picture, which is the side of the canvas it is fitted to.
+A missing prediction is {}: each word counts as outside its box and as far away as a point of the picture can be from
+what it means, at the farthest corner; of its own text nothing was said.
 
 What a word means: in a picture with named objects, the one object that the word's phrase describes (`named_objects`),
 and words that describe none are not scored; in a picture without, the place that the trace gives the word.
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pixel_align.evaluation.boxes import checked
 from pixel_align.text_alignment import align, normalize_word
 
 Target = Mapping[str, Any]
@@ -101,16 +104,25 @@ def row(target: Target, prediction: Prediction, all_names: Collection[str] = ())
         distance float[n], inside bool[n]: teacher-forced.
         distance_free float[m], inside_free bool[m]: for the m words of the model's own text that found what they mean.
         bearing int[1]: how many should have.
+
+    Raises:
+        ValueError: a box that is none, or points that are not finite or not one list for each word.
     """
+    for key in ("word_boxes", "object_boxes"):
+        checked(target[key], f"{key} of the target")
     means = truth(target, all_names)
     scored = np.flatnonzero(means.known)
-    distance, inside = _compare(_mean_points(prediction["points"])[scored], means, scored, target)
+    points = prediction.get("points")
+    if points is None:
+        distance, inside = _farthest(means.centers[scored], target["size"]), np.zeros(len(scored), bool)
+    else:
+        points = _mean_points(points, len(means.known), "points")
+        distance, inside = _compare(points[scored], means, scored, target)
     partner, bearing = _free_partners(target, prediction, means, all_names)
     matched = np.flatnonzero(partner >= 0)
     own = means if not len(target["object_names"]) else _means(np.arange(len(target["object_names"])), target)
-    distance_free, inside_free = _compare(
-        _mean_points(prediction["word_points"])[matched], own, partner[matched], target
-    )
+    points = _mean_points(prediction.get("word_points", ()), len(partner), "word_points")
+    distance_free, inside_free = _compare(points[matched], own, partner[matched], target)
     return {
         "distance": distance,
         "inside": inside,
@@ -233,10 +245,27 @@ def _compare(points: np.ndarray, means: Truth, index: np.ndarray, target: Target
     return distance, inside
 
 
-def _mean_points(points: Any) -> np.ndarray:
-    """[W, P, 2] -> [W, 2]."""
-    points = np.asarray(points, float)
-    return points.mean(axis=1) if points.size else np.zeros((0, 2))
+def _farthest(centers: np.ndarray, size: Any) -> np.ndarray:
+    """Distance [n] of centres [n, 2] from the farthest corner of a picture (height, width), / canvas side."""
+    height, width = size
+    return np.linalg.norm(np.maximum(centers, np.array([width, height]) - centers), axis=-1) / max(size)
+
+
+def _mean_points(points: Any, words: int, what: str) -> np.ndarray:
+    """[W, P, 2] -> [W, 2]. Raises ValueError for other shapes, and for points that are not finite."""
+    array = np.asarray(points, float)
+    if not words and not array.size:
+        return np.zeros((0, 2))
+    if array.ndim != 3 or array.shape[0] != words or not array.shape[1] or array.shape[2] != 2:
+        raise ValueError(
+            f"shape of {what} is {array.shape}, expected [{words}, P, 2]. Give xy in pixels for each word."
+        )
+    if not np.isfinite(array).all():
+        word = int(np.argmin(np.isfinite(array).all(axis=(1, 2))))
+        raise ValueError(
+            f"{what} of word {word} is {array[word].tolist()}, expected finite numbers. Give xy in pixels."
+        )
+    return array.mean(axis=1)
 
 
 def _centers(boxes: np.ndarray) -> np.ndarray:
@@ -257,7 +286,8 @@ def _everywhere(target: Target, point: np.ndarray) -> dict[str, Any]:
 
 
 def _words(text: Mapping[str, Any]) -> list[str]:
-    return [text["text"][start:end] for start, end in np.asarray(text["word_spans"]).reshape(-1, 2)]
+    spans = np.asarray(text.get("word_spans", ()), int).reshape(-1, 2)
+    return [text["text"][start:end] for start, end in spans]
 
 
 def _words_of_name(name: str) -> list[str]:

@@ -41,7 +41,7 @@ def average(curves: Sequence[Curve], weights: np.ndarray) -> np.ndarray:
     Args:
         weights: Float64[R, n], whole numbers; see `bootstrap`.
     """
-    rows = max(1, _BLOCK // max((len(curve.case) for curve in curves), default=1))
+    rows = max(1, _BLOCK // max(1, max((len(curve.case) for curve in curves), default=1)))
     parts = [_average(curves, weights[start : start + rows]) for start in range(0, len(weights), rows)]
     return np.concatenate(parts) if parts else np.zeros((0, len(curves)))
 

@@ -126,7 +126,7 @@ WRONG: list[tuple[Region, str]] = [
     (Region("1", "a\ud800", BOX), "surrogate"),
     (Region("1", "a", None), "neither box nor mask"),
     (Region("1", "a", BOX, HALF), "size of mask is [24, 32], expected [48, 64]"),
-    (Region("1", "a", BOX, {"size": [48, 64], "counts": [5]}), "runs that fills 48 x 64"),
+    (Region("1", "a", BOX, {"size": [48, 64], "counts": [5]}), "pixels long, expected 48 x 64"),
     (Region("1", "a", BOX, {"size": [48, 64], "counts": "54"}), "expected 48 x 64 pixels"),
     (Region("1", "a", BOX, {"size": [48, 64]}), "counts"),
     (Region("1", "a", BOX, corners(80, 120, 240, 360)), "mask reaches over [80.0, 120.0, 240.0, 360.0]"),

@@ -150,6 +150,18 @@ def test_one_picture_has_no_rare_words() -> None:
     assert score([(["a red dog"], "a red dog")])["CIDEr"] == 0.0
 
 
+@pytest.mark.parametrize("longest", [1, 2, 3])
+def test_a_corpus_without_longer_n_grams_is_scored_by_the_shorter(longest: int) -> None:
+    words = ["a", "red", "dog", "cat", "runs"]
+    rng = random.Random(longest)
+    texts = [[" ".join(rng.choices(words, k=rng.randint(1, longest))) for _ in range(3)] for _ in range(12)]
+    examples: list[Example] = [(references, text) for *references, text in texts]
+    each = captioning.each(rows_of(examples))
+    np.testing.assert_allclose(each["CIDEr"], _slow_cider(examples, plain=False), atol=1e-12)
+    np.testing.assert_allclose(each["CIDEr-plain"], _slow_cider(examples, plain=True), atol=1e-12)
+    assert each["CIDEr"].max() > 0
+
+
 def test_all_empty_is_possible() -> None:
     found = score([([""], ""), (["", "!"], "?")])
     assert found["CIDEr"] == found["CIDEr-plain"] == 0.0

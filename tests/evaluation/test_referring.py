@@ -75,7 +75,7 @@ def test_masks_in_any_form_give_the_same_row() -> None:
         for t, p in ((rle["t"], rle["p"]), (rle["t"], prediction["mask"]), (target["mask"], rle["p"])):
             got = referring.row({**target, "mask": t}, {**prediction, "mask": p})
             assert all((got[key] == expected[key]).all() for key in expected)
-        iou = coco.iou([rle["p"]], [rle["t"]], [0])[0, 0]
+        iou = coco.iou([dict(rle["p"])], [dict(rle["t"])], [0])[0, 0]
         assert expected["mask_iou"][0] == pytest.approx(iou, abs=1e-15)
 
 
@@ -150,6 +150,10 @@ def test_splits_and_lengths_are_parts_of_the_whole() -> None:
         ({"box": [0, 0, 5, 5]}, {"box": 3}, "predicted box is 3, expected four numbers"),
         ({"box": [0, 0, 5, 5], "no_target": True}, {}, "expected none with no_target"),
         ({"mask": np.ones((2, 3), bool)}, {"mask": np.ones((3, 2), bool)}, "size of predicted mask"),
+        # pycocotools would not come to an end, or find ten pixels among nine.
+        ({"mask": {"size": [3, 3], "counts": "99999"}}, {"mask": np.ones((3, 3), bool)}, "counts of target mask is 63"),
+        ({"mask": {"size": [3, 3], "counts": b"zzz"}}, {}, "counts of target mask is unreadable"),
+        ({"mask": np.ones((3, 3), bool)}, {"mask": {"size": [3, 3], "counts": "4"}}, "counts of predicted mask is 4"),
     ],
 )
 def test_what_is_no_prediction_is_refused(target: Any, prediction: Any, said: str) -> None:

@@ -214,6 +214,37 @@ def test_a_missing_prediction_is_refused() -> None:
         score([scene("a")], [])
 
 
+def test_without_a_prediction_every_word_is_outside_and_as_far_away_as_can_be() -> None:
+    target = photograph("a dog near trees", [False, True, False, True])
+    got = row(target, {})
+    # From (15, 50) and (35, 50) the farthest corners of 200 x 100 are those on the right.
+    np.testing.assert_allclose(got["distance"], [math.hypot(185, 50) / 200, math.hypot(165, 50) / 200])
+    assert not got["inside"].any() and got["bearing"].tolist() == [2] and not len(got["distance_free"])
+    figures = summary([got])
+    assert figures["inside_box"] == figures["matched_words"] == figures["inside_box_free"] == 0.0
+    assert summary([row(scene("a small red circle"), {})])["inside_box"] == 0.0
+    for point in ([0.0, 0], [200, 100], [200, 0], [90, 30]):
+        said = {"points": np.tile(point, (4, 1, 1)), "text": "", "word_spans": [], "word_points": []}
+        assert (row(target, said)["distance"] <= got["distance"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "prediction", "said"),
+    [
+        ({}, {"points": [[[1, 2]], [[math.nan, 2]]]}, r"points of word 1 is \[\[nan, 2.0\]\], expected finite numbers"),
+        ({}, {"points": [[[1, 2]]]}, r"shape of points is \(1, 1, 2\), expected \[2, P, 2\]"),
+        ({}, {"word_points": [[[math.inf, 2]]]}, "word_points of word 0 is"),
+        ({}, {"word_points": []}, r"shape of word_points is \(0,\), expected \[1, P, 2\]"),
+        ({"word_boxes": [[0, 0, 1, 1], [9, 0, 1, 1]]}, {}, r"box 1 of word_boxes of the target is \[9.0"),
+        ({"object_boxes": [[0, 0, math.nan, 1]]}, {}, "box 0 of object_boxes of the target is"),
+    ],
+)
+def test_points_and_boxes_that_are_none_are_refused(changes: Any, prediction: Any, said: str) -> None:
+    good = {"points": np.ones((2, 1, 2)), "text": "a", "word_spans": [[0, 1]], "word_points": np.ones((1, 1, 2))}
+    with pytest.raises(ValueError, match=said):
+        row(photograph("a dog", [False, True]) | changes, good | prediction)
+
+
 def test_a_prediction_of_the_targets_own_boxes_is_perfect() -> None:
     # A path that lingers at one end of its box: what is taught is the box.
     box = np.array([[10.0, 20.0, 60.0, 40.0]])
