@@ -217,6 +217,9 @@ def score(
     predicted_only: Annotated[
         bool, typer.Option(help="Leave out what has no prediction, as some published evaluators do.")
     ] = False,
+    convention: Annotated[
+        str, typer.Option(help="Of dense captions: pixel_llm, lua, plus_one or strays_take_last; see docs/metrics.md.")
+    ] = "",
 ) -> None:
     """Score files of any system: a table, and with --out metrics.json and, with --images, report.png."""
     with one_line_errors():
@@ -227,12 +230,18 @@ def score(
         reader = formats.reader(format_)
         if images and out is None:
             raise ValueError("--images is given without --out, expected both. Say where report.png goes.")
+        scoring.check_convention(reader.metrics, convention)
+        if out is not None:
+            report.check_folder("--out", out)
         cases = reader.read(predictions, targets)
         cases = cases.only_predicted() if predicted_only else cases
-        result = scoring.score(cases, reader.metrics, resamples=resamples, seed=seed)
+        result = scoring.score(cases, reader.metrics, convention=convention, resamples=resamples, seed=seed)
         console = rich.console.Console()
-        console.print(report.table(result, f"{format_}: {len(cases.cases):,} cases"))
-        for line in report.remarks(cases):
+        by = f" by {result.convention}" if result.convention else ""
+        console.print(report.table(result, f"{format_}: {len(cases.cases):,} cases{by}"))
+        for table in report.part_tables(result):
+            console.print(table)
+        for line in report.remarks(result):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if out is not None:
             sheet = report.sheet(result, images) if images else None

@@ -23,6 +23,14 @@ MERGE_IOU = 0.7
 IOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEORS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 
+# Settings of `row` by name; the first is what it does by default.
+CONVENTIONS: Mapping[str, Mapping[str, bool]] = {
+    "pixel_llm": {},
+    "lua": {"plus_one": True, "strays_take_last": True},
+    "plus_one": {"plus_one": True},
+    "strays_take_last": {"strays_take_last": True},
+}
+
 # A region that nobody described: PixelLLM's evaluator gives both sides this word, so that it counts for detection.
 _EMPTY = "EMPTY"
 
@@ -154,6 +162,10 @@ def average_precision(right: np.ndarray, positives: int) -> float:
 
 
 def _check_count(what: str, values: Any, count: int) -> None:
+    if isinstance(values, str):
+        raise ValueError(
+            f"{what} is the text {values[:60]!r}, expected a list of {count}, one per box. Put it into one."
+        )
     if len(values) != count:
         raise ValueError(f"number of {what} is {len(values)}, expected {count}, one per box. Give one for each box.")
 

@@ -59,9 +59,12 @@ class Cases:
 def pixel_llm(predictions: Path, targets: Path) -> Cases:
     """Referring expressions as PixelLLM's evaluator writes and reads them.
 
-    Predictions: [{id, image_id, bbox xywh, refexp, segmentation run lengths, optional}], id that of the expression.
+    Predictions: [{id, image_id, bbox xywh, refexp, segmentation run lengths, optional}], id that of the expression. A
+    model says that nothing is there by `no_target` true, or by a `bbox` of null where it gives no mask.
     Targets: COCO json; of an annotation `refexp_id`, a number or a list, else `id`, names its expressions, and their
-    words are `refexp` (a text or a list), `raw`, or the `caption` of its picture.
+    words are `refexp` (a text or a list), `raw`, or the `caption` of its picture. Expressions that name nothing, as
+    gRefCOCO has them, have `no_target` true, and neither `bbox` nor `segmentation`; several things named at once have
+    one `segmentation`, and no `bbox`.
     """
     content = _coco(targets, "targets")
     pictures = _pictures(content, targets)
@@ -75,7 +78,14 @@ def pixel_llm(predictions: Path, targets: Path) -> Cases:
         ids = [Record({key: one}, record.where).identity(key) for one in record.fields[key]] if many else []
         words = _expressions(record, picture, len(ids or [0]))
         size = picture.size()
-        target: dict[str, Any] = {"box": record.box("bbox"), "mask": _mask(record, "segmentation", size)}
+        target: dict[str, Any] = {"mask": _mask(record, "segmentation", size)}
+        if _flag(record, "no_target"):
+            for part in ("bbox", "segmentation"):
+                if record.fields.get(part) not in (None, []):
+                    record.refuse(part, "none with no_target")
+            target["no_target"] = True
+        elif "bbox" in record or target["mask"] is None:
+            target["box"] = record.box("bbox")
         if isinstance(record.fields.get("split"), str):
             target["split"] = record.fields["split"]
         for one, text in zip(ids or [record.identity(key)], words, strict=True):
@@ -85,12 +95,17 @@ def pixel_llm(predictions: Path, targets: Path) -> Cases:
 
     def predicted() -> Iterator[tuple[str, dict[str, Any]]]:
         for record in json_files.records(json_files.load(predictions, "predictions"), _where(predictions)):
+            key = record.identity(record.first("id", "refexp_id"))
+            if "image_id" in record and key in truths and record.identity("image_id") != truths[key].image:
+                record.refuse("image_id", f"{truths[key].image}, the picture of expression {key}")
             found: dict[str, Any] = {}
-            if "bbox" in record:
-                found["box"] = record.box("bbox")
+            if "bbox" in record.fields:
+                found["box"] = record.box("bbox") if "bbox" in record else None
             if "segmentation" in record:
                 found["mask"] = _mask(record, "segmentation", None)
-            yield record.identity(record.first("id", "refexp_id")), found
+            if "no_target" in record:
+                found["no_target"] = _flag(record, "no_target")
+            yield key, found
 
     return _pair(truths, predicted(), {})
 
@@ -326,44 +341,56 @@ def traces(predictions: Path, targets: Path) -> Cases:
 def our_regions(predictions: Path, targets: Path) -> Cases:
     """Our own JSON lines of the modes refer and segment: a case for each expression.
 
-    Predictions: {id, region_id [K], regions: [{text, box xyxy, mask run lengths, optional}]}.
-    Targets: {id, image_id, region_id [K], region_text [K], boxes [K, 4] xyxy, masks [K] of run lengths or null}.
+    Predictions: {id, region_id [K], regions: [{text, box xyxy, mask run lengths, optional}]}; a box of null, or
+    `no_target` true in a region, says that nothing is there.
+    Targets: {id, image_id, region_id [K], region_text [K], boxes [K, 4] xyxy, masks [K] of run lengths or null}; a box
+    of null without a mask is that of an expression that names nothing.
     """
-    truths = {
-        name: _Truth(image, {"text": text, "box": box, "mask": mask}, "")
-        for name, image, text, box, mask in _our_targets(targets)
-    }
+    truths: dict[str, _Truth] = {}
+    for name, image, text, box, mask, _ in _our_targets(targets):
+        nothing = {"no_target": True} if box is None and mask is None else {}
+        truths[name] = _Truth(image, {"text": text, "box": box, "mask": mask, **nothing}, "")
 
     def predicted() -> Iterator[tuple[str, dict[str, Any]]]:
         for name, region in _our_predictions(predictions):
-            box, mask = region.array("box"), _mask(region, "mask", None)
-            if box.shape != (4,):
-                region.refuse("box", "x0, y0, x1, y1")
-            yield name, {"box": box} | ({} if mask is None else {"mask": mask})
+            found: dict[str, Any] = {"box": _box(region, "box")}
+            if (mask := _mask(region, "mask", None)) is not None:
+                found["mask"] = mask
+            if "no_target" in region:
+                found["no_target"] = _flag(region, "no_target")
+            yield name, found
 
     return _pair(truths, predicted(), {})
 
 
 def our_descriptions(predictions: Path, targets: Path) -> Cases:
     """Our own JSON lines of the mode describe, as `our_regions` has them: a case for each region."""
-    truths = {
-        name: _Truth(image, {"captions": [text], "box": box}, "") for name, image, text, box, _ in _our_targets(targets)
-    }
+    truths: dict[str, _Truth] = {}
+    for name, image, text, box, _, record in _our_targets(targets):
+        if box is None:
+            record.refuse("boxes", "a box for each region")
+        truths[name] = _Truth(image, {"captions": [text], "box": box}, "")
     said = ((name, {"text": region.text("text")}) for name, region in _our_predictions(predictions))
     return _pair(truths, said, {"text": ""})
 
 
-def _our_targets(path: Path) -> Iterator[tuple[str, str, str, np.ndarray, masks.Rle | None]]:
-    """(region id, image id, text, box Float64[4], mask) of each region."""
+def _our_targets(path: Path) -> Iterator[tuple[str, str, str, np.ndarray | None, masks.Rle | None, Record]]:
+    """(region id, image id, text, box Float64[4], mask, its line) of each region."""
+    known: set[str] = set()
     for record in json_files.load_lines(path, "targets"):
-        names, texts, boxes = record.texts("region_id"), record.texts("region_text"), record.array("boxes", 4)
-        kept = record.fields.get("masks") or [None] * len(names)
-        if not isinstance(kept, list) or not len(names) == len(texts) == len(boxes) == len(kept):
-            record.refuse("boxes", f"as many as regions, {len(names)}, as texts and masks")
+        names, texts = record.texts("region_id"), record.texts("region_text")
+        boxes: list[Any] = record.fields.get("boxes", [])
+        kept: list[Any] = record.fields.get("masks") or [None] * len(names)
+        for key, values in (("region_text", texts), ("boxes", boxes), ("masks", kept)):
+            if not isinstance(values, list) or len(values) != len(names):
+                record.refuse(key, f"as many as regions, {len(names)}")
         image = record.identity("image_id")
         for name, text, box, mask in zip(names, texts, boxes, kept, strict=True):
-            own = Record({"mask": mask if mask is not None else []}, f"region {name} of {record.where}")
-            yield name, image, text, box, _mask(own, "mask", None)
+            if name in known:
+                record.refuse("region_id", f"ids that no other region has; {name} came before")
+            known.add(name)
+            own = Record({"box": box, "mask": mask}, f"region {name} of {record.where}")
+            yield name, image, text, _box(own, "box"), _mask(own, "mask", None), record
 
 
 def _our_predictions(path: Path) -> Iterator[tuple[str, Record]]:
@@ -515,6 +542,24 @@ def _mask(record: Record, key: str, size: tuple[int, int] | None) -> masks.Rle |
     if key not in record or record.fields[key] == []:
         return None
     return masks.as_rle(record.fields[key], f"{key} in {record.where}", size)
+
+
+def _box(record: Record, key: str) -> np.ndarray | None:
+    """x0, y0, x1, y1 as Float64[4]; None of null."""
+    if record.fields.get(key, ()) is None:
+        return None
+    box = record.array(key)
+    if box.shape != (4,):
+        record.refuse(key, "x0, y0, x1, y1")
+    return box
+
+
+def _flag(record: Record, key: str) -> bool:
+    """True or false, or 1 or 0; false where it is missing."""
+    value = record.fields.get(key, False)
+    if value not in (0, 1, None):
+        record.refuse(key, "true or false")
+    return bool(value)
 
 
 def _points(words: list[Record]) -> np.ndarray:

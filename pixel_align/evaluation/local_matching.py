@@ -44,6 +44,8 @@ def row(target: Target, prediction: Prediction, windows: Sequence[int] = WINDOWS
     if any(window < 0 for window in windows):
         raise ValueError(f"windows are {tuple(windows)}, expected 0 or more. With 0 partners are in the same place.")
     height, width = target["size"]
+    if not (height > 0 and width > 0):
+        raise ValueError(f"size of the target is {target['size']}, expected (height, width) above 0. Give pixels.")
     scale = np.array([width, height, width, height], np.float64)
     truth = boxes.checked(target["boxes"], "target boxes") / scale
     found = boxes.checked(prediction.get("boxes", ()), "predicted boxes") / scale

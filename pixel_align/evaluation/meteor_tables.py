@@ -205,8 +205,14 @@ def _compiled(source: Path, cache: Path) -> Path:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache / f"meteor-paraphrases-{_FORMAT}-{digest}"
     if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
+        except OSError as error:
+            raise ValueError(
+                f"cache folder {str(cache)!r} cannot be written to ({error.strerror}), expected a folder for METEOR's "
+                "tables. Set XDG_CACHE_HOME to another one."
+            ) from error
         try:
             _compile(source, made)
             made.rename(folder)

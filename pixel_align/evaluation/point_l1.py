@@ -97,6 +97,8 @@ def _partners(target: Target, prediction: Prediction, count: int, predicted: int
 def _arrays(target: Target, prediction: Prediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(truth [T, P, 2], valid [T, P], points [T2, Q, 2]) in fractions of the picture."""
     height, width = target["size"]
+    if not (height > 0 and width > 0):
+        raise ValueError(f"size of the target is {target['size']}, expected (height, width) above 0. Give pixels.")
     truth = np.asarray(target["points"], np.float64)
     truth = truth if truth.size else np.zeros((len(truth), 1, 2))
     valid: np.ndarray = np.asarray(target["points_valid"], bool).reshape(-1)

@@ -23,6 +23,8 @@ from pixel_align.evaluation.rows import Row, column, mean
 
 THRESHOLDS = tuple((50 + 5 * i) / 100 for i in range(10))  # 0.5, 0.55 ... 0.95
 
+PUBLISHED_PRECISIONS = (0.7, 0.8, 0.9)  # gRefCOCO's
+
 # Shortest lengths of the groups of expressions, in words.
 LENGTHS = (1, 3, 6, 8, 11)
 
@@ -84,7 +86,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
         "gIoU": mean(mask_iou),
         **{f"mask_P@{t:g}": mean(present > t) for t in THRESHOLDS},
         "cIoU_pixel_llm": mean(both) / (mean(either) + 1e-5),
-        **{f"Pr@{t:g}": mean(present >= t) for t in (0.7, 0.8, 0.9)},
+        **{f"Pr@{t:g}": mean(present >= t) for t in PUBLISHED_PRECISIONS},
         # A set that has no expressions without target measures neither.
         "N-acc": mean(said[nothing]),
         "T-acc": mean(~said[~nothing]) if nothing.any() else float("nan"),
@@ -93,19 +95,29 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 
 def by_split(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Name of the split -> its figures, in the order of the names."""
-    names = column(rows, "split")
-    return {str(name): summary(_where(rows, names == name)) for name in np.unique(names)}
+    return {name: summary(part) for name, part in splits(rows).items()}
 
 
-def by_length(rows: Sequence[Row], lengths: Sequence[int] = LENGTHS) -> dict[str, dict[str, float]]:
+def by_length(rows: Sequence[Row], shortest: Sequence[int] = LENGTHS) -> dict[str, dict[str, float]]:
     """Words of the expression, "1-2", "3-5" ... "11+" -> figures; lengths that do not occur are left out."""
+    return {name: summary(part) for name, part in lengths(rows, shortest).items()}
+
+
+def splits(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each split."""
+    names = column(rows, "split")
+    return {str(name): _where(rows, names == name) for name in np.unique(names)}
+
+
+def lengths(rows: Sequence[Row], shortest: Sequence[int] = LENGTHS) -> dict[str, list[Row]]:
+    """The rows of expressions of similar length; see `by_length`."""
     words = column(rows, "words")
     result = {}
-    for low, above in zip(lengths, [*lengths[1:], None], strict=True):
+    for low, above in zip(shortest, [*shortest[1:], None], strict=True):
         chosen = (words >= low) & (words < above) if above is not None else words >= low
         if chosen.any():
             name = f"{low}+" if above is None else f"{low}" if above == low + 1 else f"{low}-{above - 1}"
-            result[name] = summary(_where(rows, chosen))
+            result[name] = _where(rows, chosen)
     return result
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ EACH = 4  # worst and median cases on a sheet
 _NAMED = 20  # ids in metrics.json and messages
 _MOST_PLACES = 8  # on one picture: more cannot be told apart
 _MOST_TEXTS = 4  # above it
+_OF_PARTS = ("P@0.5", "P@0.5:0.95", "cIoU", "gIoU", "N-acc", "T-acc")  # in the table
 
 
 def table(score: Score, title: str) -> rich.table.Table:
@@ -37,13 +38,38 @@ def table(score: Score, title: str) -> rich.table.Table:
     return result
 
 
-def remarks(cases: Cases) -> list[str]:
-    """A line for each kind of id that did not fit: how many, what became of them, and the first few."""
+def part_tables(score: Score) -> list[rich.table.Table]:
+    """The main figures of the parts of a set, a table for each way to part it."""
+    tables = []
+    for name, parts in score.parts.items():
+        shown = [figure for figure in _OF_PARTS if any(figure in figures for figures in parts.values())]
+        result = rich.table.Table(name.replace("_", " "), "cases")
+        for column in shown:
+            result.add_column(column, justify="right")
+        for part, figures in parts.items():
+            values = (f"{figures[figure]:.4f}" if figure in figures else "-" for figure in shown)
+            result.add_row(part, f"{figures['cases']:,}", *values)
+        tables.append(result)
+    return tables
+
+
+def remarks(score: Score) -> list[str]:
+    """A line for each kind of figures left out, and of id that did not fit: how many, what became of them, the first
+    few.
+    """
+    cases = score.cases
     kinds = (
         ("targets without a prediction, which count as wrong", _still_missing(cases)),
         ("predictions for a target that had one before, left out", cases.duplicate),
         ("predictions for no target, left out", cases.unknown),
     )
+    return [
+        *score.left_out,
+        *_counted(kinds),
+    ]
+
+
+def _counted(kinds: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     return [
         f"{len(ids):,} {what}: {', '.join(ids[:_NAMED])}{', ...' if len(ids) > _NAMED else ''}"
         for what, ids in kinds
@@ -60,9 +86,25 @@ def document(score: Score, **settings: Any) -> dict[str, Any]:
         "cases": len(score.cases.cases),
         "images": len({case.image_id for case in score.cases.cases}),
         **{kind: {"count": len(ids), "first": list(ids[:_NAMED])} for kind, ids in kinds.items()},
+        **({"convention": score.convention} if score.convention else {}),
+        **({"left_out": list(score.left_out)} if score.left_out else {}),
         **{name: _finite(value) for name, value in score.figures.items()},
         "intervals_95": {name: [_finite(edge) for edge in pair] for name, pair in score.intervals.items()},
+        **{
+            way: {part: {name: _finite(value) for name, value in figures.items()} for part, figures in parts.items()}
+            for way, parts in score.parts.items()
+        },
     }
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raises ValueError, before any work, where a folder can be neither made nor written to."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "cannot be written to" if nearest.is_dir() else "is no folder"
+        raise ValueError(
+            f"{option} is {str(folder)!r}, expected a folder to write to: {nearest} {why}. Choose another."
+        )
 
 
 def write(content: Mapping[str, Any], sheet: PIL.Image.Image | None, folder: Path) -> None:

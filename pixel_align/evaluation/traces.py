@@ -89,7 +89,7 @@ def truth(target: Target, all_names: Collection[str] = ()) -> Truth:
         # scores 0.
         boxes = np.asarray(target["word_boxes"], float).reshape(-1, 4)
         return Truth(_centers(boxes), boxes, np.asarray(target["word_located"], bool).reshape(-1))
-    return _means(named_objects(_words(target), names, all_names), target)
+    return _means(named_objects(words_of(target), names, all_names), target)
 
 
 def row(target: Target, prediction: Prediction, all_names: Collection[str] = ()) -> Row:
@@ -219,13 +219,13 @@ def _free_partners(
     word of the reference that it is, among those with a place, -1 for none; every such word of the reference should be
     found.
     """
-    words = _words(prediction)
+    words = words_of(prediction)
     if len(target["object_names"]):
         bearing = name_words([*target["object_names"], *all_names])
         partner = named_objects(words, target["object_names"], all_names)
         return partner, sum(normalize_word(word) in bearing for word in words)
     partner = np.full(len(words), -1)
-    for i, j in align(words, _words(target), min_similarity=_SAME_WORD):
+    for i, j in align(words, words_of(target), min_similarity=_SAME_WORD):
         if means.known[j]:
             partner[i] = j
     return partner, int(means.known.sum())
@@ -285,7 +285,8 @@ def _everywhere(target: Target, point: np.ndarray) -> dict[str, Any]:
     return {"points": points, "text": target["text"], "word_spans": spans, "word_points": points}
 
 
-def _words(text: Mapping[str, Any]) -> list[str]:
+def words_of(text: Mapping[str, Any]) -> list[str]:
+    """The words of a target's or a prediction's text."""
     spans = np.asarray(text.get("word_spans", ()), int).reshape(-1, 2)
     return [text["text"][start:end] for start, end in spans]
 

@@ -229,6 +229,7 @@ def test_average_precision_of_a_recall_on_the_grid() -> None:
         ({"scores": [math.nan]}, "a score is nan"),
         ({"scores": []}, "number of scores is 0, expected 1"),
         ({"captions": ["a", "b"]}, "number of predicted captions is 2, expected 1"),
+        ({"captions": "a"}, "predicted captions is the text 'a', expected a list of 1"),
     ],
 )
 def test_what_is_no_prediction_is_refused(changes: dict[str, Any], said: str) -> None:

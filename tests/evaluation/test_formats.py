@@ -112,6 +112,54 @@ def test_targets_that_contradict_themselves_are_refused(write: Write) -> None:
             formats.pixel_llm(predictions, write("targets.json", {"images": [picture], "annotations": listed}))
 
 
+def test_a_prediction_of_another_picture_is_refused(write: Write) -> None:
+    _, targets = referring(write)
+    path = write("predictions.json", [{"id": 11, "image_id": 8, "bbox": [1, 2, 3, 4]}])
+    with pytest.raises(
+        ValueError, match="image_id in record 0 of 'predictions.json' is 8, expected 7, the picture of e"
+    ):
+        formats.pixel_llm(path, targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"no_target": True}, r"bbox in record 0 .* is \[1, 2, 3, 4\], expected none with no_target"),
+        ({"no_target": "yes", "bbox": None}, "no_target in record 0 .* is 'yes', expected true or false"),
+        ({"bbox": None}, "bbox in record 0 .* is None, expected x, y, width, height"),
+    ],
+)
+def test_what_names_nothing_has_no_place(write: Write, change: dict[str, Any], said: str) -> None:
+    predictions, _ = referring(write)
+    one = {"id": 1, "image_id": 7, "bbox": [1, 2, 3, 4], "refexp_id": 10}
+    for good in ({"no_target": True, "bbox": None}, {"no_target": 1, "segmentation": [], "bbox": []}, {"no_target": 0}):
+        content = {"images": [{"id": 7, "width": 40, "height": 30}], "annotations": [{**one, **good}]}
+        (case,) = formats.pixel_llm(predictions, write("targets.json", content)).cases
+        assert ("no_target" in case.target) != ("box" in case.target)
+    content = {"images": [{"id": 7, "width": 40, "height": 30}], "annotations": [{**one, **change}]}
+    with pytest.raises(ValueError, match=said):
+        formats.pixel_llm(predictions, write("targets.json", content))
+
+
+def test_several_things_named_at_once_have_one_mask_and_no_box(write: Write) -> None:
+    one = {"id": 1, "image_id": 7, "segmentation": {"size": [30, 40], "counts": [5, 1195]}}
+    content = {"images": [{"id": 7, "width": 40, "height": 30}], "annotations": [one]}
+    (case,) = formats.pixel_llm(write("p", []), write("t", content)).cases
+    assert "box" not in case.target and case.target["mask"]["size"] == [30, 40]
+
+
+@pytest.mark.parametrize("read", [formats.our_regions, formats.our_descriptions])
+def test_our_regions_are_named_once_and_have_boxes(write: Write, read: Any) -> None:
+    one = {"id": "r", "image_id": 7, "region_id": ["a", "b"], "region_text": ["x", "y"], "boxes": [[0, 0, 1, 1]] * 2}
+    assert len(read(write("p", ""), write("t", json.dumps(one))).cases) == 2
+    twice = json.dumps(one) + "\n" + json.dumps({**one, "region_id": ["c", "b"]})
+    with pytest.raises(ValueError, match="region_id in line 2 of targets 't' is .* no other region has; b came before"):
+        read(write("p", ""), write("t", twice))
+    for change in ({"boxes": None}, {"boxes": [[0, 0, 1, 1]]}, {"boxes": [[0, 0, 1]] * 2}, {"masks": [None]}):
+        with pytest.raises(ValueError, match="expected"):
+            read(write("p", ""), write("t", json.dumps({**one, **change})))
+
+
 def test_captions_of_coco(samples: Path) -> None:
     results = samples / "eval" / "captions_val2014_fakecap_results.json"
     found = formats.coco_captions(results, samples / "coco" / "annotations" / "captions_val2017.json")

@@ -95,3 +95,6 @@ def test_what_is_no_trace_is_refused() -> None:
             score(trace(0, 2), found)
     with pytest.raises(ValueError, match="windows are"):
         score(trace(0, 2), trace(1, 2), windows=(-1,))
+    for size in ((0, 5), (5, -1)):
+        with pytest.raises(ValueError, match="size of the target is"):
+            local_matching.row({"boxes": trace(0, 2), "size": size}, {})

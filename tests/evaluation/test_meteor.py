@@ -243,6 +243,12 @@ def test_normaliser(tables: meteor_tables.Tables, text: str, words: str) -> None
     assert normalize(text, tables.abbreviations) == words.split()
 
 
+def test_a_cache_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ValueError, match="cache folder .*taken.* cannot be written to .*Set XDG_CACHE_HOME"):
+        meteor_tables.Tables(*_write_tables(tmp_path, [("a", "b")]), tmp_path / "taken" / "cache")
+
+
 def test_paraphrases_are_compiled_once_and_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     files = _write_tables(tmp_path, [("a", "b c")])

@@ -123,3 +123,6 @@ def test_what_is_no_trace_is_refused(changes: dict[str, Any], said: str) -> None
         point_l1.row(target, {"points": [[[1, 2]]], "tokens": ["a"], **changes})
     with pytest.raises(ValueError, match="points_valid has 2 values, expected 1"):
         point_l1.row({**target, "points_valid": [[True, True]]}, {})
+    for size in ((0, 5), (5, -1)):
+        with pytest.raises(ValueError, match="size of the target is"):
+            point_l1.row({**target, "size": size}, {})

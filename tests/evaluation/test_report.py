@@ -156,12 +156,16 @@ def test_the_verb(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["pixellm", "a", "b"], "format is 'pixellm', expected one of pixel_llm, "),
         (["pixel_llm", "a", "b", "--images", "c"], "--images is given without --out"),
         (["pixel_llm", "nothing.json", "b"], "expected a file that exists"),
+        (["grit", "a", "b", "--convention", "Lua"], "convention is 'Lua', expected one of pixel_llm, lua, plus_one, "),
+        (["pixel_llm", "a", "b", "--convention", "lua"], "convention is 'lua', expected none: "),
+        (["pixel_llm", "a", "b", "--out", "taken/new"], "--out is 'taken/new', expected a folder to write to: "),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
     assert run(["score", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
