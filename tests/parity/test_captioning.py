@@ -123,6 +123,43 @@ def test_meteor(pairs: list[tuple[list[str], str]], jar: Any, report: Any) -> No
         report("METEOR 1.5", setting, "meteor-1.5.jar", largest, max(scores), f"METEOR, {kind}")
 
 
+def test_files_of_captions_as_corpora(samples: Path, jar: Any, report: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """COCO's captions, each against the others of its picture, and the published fake results against all of them; from
+    the raw texts on, each side with its own tokeniser.
+    """
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    known: dict[int, list[str]] = {}
+    corpora: dict[str, list[tuple[list[str], str]]] = {}
+    for file in sorted((samples / "coco" / "annotations").glob("captions_*.json")):
+        of_file: dict[int, list[str]] = {}
+        for record in json.loads(file.read_text())["annotations"]:
+            of_file.setdefault(record["image_id"], []).append(record["caption"])
+        known |= of_file
+        corpora[file.stem] = [
+            ([*texts[:k], *texts[k + 1 :]], text) for texts in of_file.values() for k, text in enumerate(texts)
+        ]
+    for folder in (samples / "eval", samples / "eval" / "coco_caption"):
+        found = json.loads((folder / "captions_val2014_fakecap_results.json").read_text())
+        name = "fake results" + " of coco-caption" * (folder.name == "coco_caption")
+        corpora[name] = [(known[r["image_id"]], r["caption"]) for r in found if r["image_id"] in known]
+    for name, pairs in corpora.items():
+        rows = [
+            captioning.row({"captions": references}, {"text": text}, metrics=captioning.ALL_METRICS)
+            for references, text in pairs
+        ]
+        ours = captioning.summary(rows)
+        truths = PTBTokenizer().tokenize({i: [{"caption": r} for r in refs] for i, (refs, _) in enumerate(pairs)})
+        said = PTBTokenizer().tokenize({i: [{"caption": text}] for i, (_, text) in enumerate(pairs)})
+        theirs = {**_corpus_scores(truths, said), "METEOR": jar.compute_score(truths, said)[0]}
+        capsys.readouterr()
+        for metric, least in (("METEOR", 1e-3), *((key, 1e-6) for key in theirs if key != "METEOR")):
+            assert abs(ours[metric] - theirs[metric]) < least, (name, metric)
+        difference = max(abs(ours[metric] - value) for metric, value in theirs.items())
+        setting = f"{name}, one corpus of {len(pairs)}: BLEU-1 to 4, ROUGE-L, CIDEr, METEOR"
+        report("captions", setting, f"{_AGAINST}, from raw texts", difference, max(theirs.values()), f"corpus {name}")
+
+
 def test_goldens(jar: Any) -> None:
     """Leaves the originals' answers about some of our own sentences."""
     captions = sentences.adversarial(300, seed=4)
