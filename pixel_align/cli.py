@@ -177,6 +177,23 @@ def predict(
             typer.echo(prediction.text)
 
 
+@app.command()
+def inspect(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    step: Annotated[int, typer.Option(help="Which step's batches.")],
+    out: Annotated[str, typer.Option(help="The PNG to write.")] = "batches.png",
+    changes: Set = None,
+) -> None:
+    """Draw the very batches that a run saw at a step."""
+    with one_line_errors():
+        from pixel_align import run_batches
+
+        check_writable(out, picture=True)
+        batches, vocabulary = run_batches.batches_of(run, step, changes or ())
+        run_batches.write(batches, vocabulary, Path(out))
+        typer.echo(out)
+
+
 def _predict_all(checkpoint: str, folder: Path, out: Path, mode: str, said: dict[str, Any], most_failures: int) -> None:
     """Every picture of a folder, with a bar; see `predict_folder`."""
     import rich.console

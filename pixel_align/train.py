@@ -1,11 +1,12 @@
 """Training: one step, and one loop that reads from top to bottom."""
 
+import contextlib
 import datetime
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import optax
 import rich.console
 import rich.progress
 
-from pixel_align import data, losses, models, optim, param_rules, sharding, text
-from pixel_align.batch import check
+from pixel_align import data, losses, models, optim, param_rules, run_batches, sharding, text
+from pixel_align.batch import Batch, check
 from pixel_align.checkpoints import store
 from pixel_align.evaluation import evaluator, seen
 from pixel_align.evaluation.seen import Seen
@@ -152,7 +153,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     learning_rate = optim.schedule(config.optim, config.train.steps)
     first = int(state.step)
     log = MetricsLog(workdir, first)
-    pending: tuple[int, Metrics] | None = None
+    pending: tuple[int, Metrics, tuple[Any, ...]] | None = None
     with (
         keeper,
         jax.set_mesh(mesh),
@@ -176,15 +177,17 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
 
             # The metrics of the step before, while this one runs.
             if pending is not None:
-                _check_finite(*pending, keeper)
-            pending = step, metrics
+                with _batches_left(*pending[::2], vocabulary, workdir):
+                    _check_finite(*pending[:2], keeper)
+            pending = step, metrics, batches
             last = step == config.train.steps
             if step == first + 1:
                 jax.block_until_ready(metrics)  # compiling is not part of the speed
                 begun, begun_at = time.perf_counter(), step
             if step % config.train.log_every == 0 or last:
                 values = {name: float(value) for name, value in metrics.items()}
-                _check_finite(step, metrics, keeper)
+                with _batches_left(step, batches, vocabulary, workdir):
+                    _check_finite(step, metrics, keeper)
                 speed = (step - begun_at) / max(time.perf_counter() - begun, 1e-9)
                 values |= {"learning_rate": float(learning_rate(step - 1)), "steps_per_second": speed}
                 log.write(step, values)
@@ -197,7 +200,8 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
                     console.print(f"step {step}/{config.train.steps}  {said}  {left} left", highlight=False)
             progress.update(bar, completed=step)
             if step % config.train.checkpoint_every == 0 or last:
-                _check_finite(step, metrics, keeper)
+                with _batches_left(step, batches, vocabulary, workdir):
+                    _check_finite(step, metrics, keeper)
                 keeper.save(step, saved_arrays(state), positions)
             for evaluation in _due(config, step):
                 _check_finite(step, metrics, keeper)
@@ -346,6 +350,19 @@ def _check_finite(step: int, metrics: Metrics, keeper: store.Store) -> None:
         f"step {step} has {what}, expected finite numbers; {left}. "
         f"Lower optim.peak_lr or set optim.clip_norm, and {advice}."
     )
+
+
+@contextlib.contextmanager
+def _batches_left(step: int, batches: tuple[Any, ...], vocabulary: text.Vocabulary, workdir: Path) -> Iterator[None]:
+    """Where a step turns out not to be finite, leaves what it saw as a picture and says so in the message."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        if not all(isinstance(batch, Batch) for batch in batches):
+            raise
+        path = workdir / "pictures" / f"non_finite-{step:07d}.png"
+        run_batches.write(batches, vocabulary, path)
+        raise NonFiniteLoss(f"{error} What it saw: {path}") from error
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:

@@ -116,7 +116,7 @@ def test_a_shim_that_does_not_run_is_passed_over(checkout: Path) -> None:
 
 def test_extras_with_commas_reach_the_installer_whole(checkout: Path) -> None:
     good = fake_python(checkout, "python-good", version="3.11.0", status=0)
-    assert done_commands(make(checkout, "-n", "venv", f"PYTHON={good}")).count("'.[data,plots,dev]'") == 2
+    assert done_commands(make(checkout, "-n", "venv", f"PYTHON={good}")).count("'.[data,plots,eval,dev]'") == 2
     assert done_commands(make(checkout, "-n", "parity", f"PYTHON={good}")).count("'torch>=2.13,<2.14'") == 2
 
 

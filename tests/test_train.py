@@ -18,7 +18,7 @@ import PIL.Image
 import pytest
 import rich.console
 
-from pixel_align import config, image, metrics_log, optim, param_rules, state, text, train
+from pixel_align import config, image, metrics_log, optim, param_rules, run_batches, state, text, train
 from pixel_align.checkpoints import store
 from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Experiment, Init
@@ -435,6 +435,11 @@ def test_what_is_no_number_names_the_step_and_the_last_good_checkpoint(
     train._check_finite(40, metrics(1e30), keeper)  # type: ignore[arg-type]
 
 
+def _sheet_of(workdir: Path, step: int, path: Path) -> bytes:
+    run_batches.write(*run_batches.batches_of(workdir, step), path)
+    return path.read_bytes()
+
+
 def test_a_run_that_fails_leaves_its_last_good_checkpoint(
     tiny_run: Path, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,8 +462,15 @@ def test_a_run_that_fails_leaves_its_last_good_checkpoint(
         return train_step
 
     monkeypatch.setattr(train, "make_train_step", broken)
-    with pytest.raises(train.NonFiniteLoss, match="step 11 has loss nan.* checkpoint of step 10 is good"):
+    with pytest.raises(train.NonFiniteLoss, match="step 11 has loss nan.* checkpoint of step 10 is good") as caught:
         train.train(short, workdir)
+    # The picture of what the step saw is what is drawn when it is asked for afterwards.
+    left = workdir / "pictures" / "non_finite-0000011.png"
+    assert str(caught.value).endswith(f"What it saw: {left}")
+    batches, vocabulary = run_batches.batches_of(workdir, 11)
+    run_batches.write(batches, vocabulary, tmp_path / "again.png")
+    assert left.read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert left.read_bytes() != _sheet_of(workdir, 10, tmp_path / "other.png")
     assert store.steps_of(workdir / "checkpoints") == [4, 8, 9, 10]
     assert list(losses_of(workdir)) == list(range(1, 11))  # the line of the bad step is not written
 
