@@ -98,9 +98,10 @@ _HEAD = f"""
 
 Our parts against other implementations: the same small drawn weights and inputs, float32 on a CPU. `make parity`
 measures, writes `docs/proof/parity.json` and this table from it, and leaves the other implementations' answers in
-`tests/goldens`, which `make test` checks without them. Every difference is held under {TOLERANCE:.0e}; those of caption
-metrics, on real captions and on our own adversarial ones, under what tests/parity/test_captioning.py says. A row whose
-other implementation was not there in the last run stands as it was measured before, at its commit.
+`tests/goldens`, which `make test` checks without them. Every difference is held under {TOLERANCE:.0e}; those of metrics
+under what tests/parity/test_captioning.py (real captions and our own adversarial ones) and tests/parity/test_regions.py
+(drawn regions and traces) say. A row whose other implementation was not there in the last run stands as it was measured
+before, at its commit.
 
 | part | setting | against | largest difference | of values up to | commit |
 |---|---|---|---|---|---|
