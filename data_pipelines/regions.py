@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from data_pipelines import DataError, building, options, pictures, region_masks, sources
 from data_pipelines.building import Built, Inputs, Materials
 from data_pipelines.narratives import BadRecord, Skipped
+from pixel_align.text import INSTRUCTIONS
 
 Size = tuple[int, int]  # (height, width) in pixels
 Asks = Literal["refer", "describe"]
@@ -388,16 +389,13 @@ OUTPUT_FEATURES = {
     "image_id": _feature(tf.string, 0),
     "example_id": _feature(tf.string, 0),  # the image id: one example per picture
     "asks": _feature(tf.string, 0),  # refer: the text is read, its place is the answer; describe: the other way round
-    "instruction": _feature(tf.string, 0),  # "" = none
+    "instruction": _feature(tf.string, 0),  # "" = none; {text} stands for each region's text
     "region_id": _feature(tf.string, 1),  # [K]
     "object_id": _feature(tf.string, 1),  # [K], "" = not known
     "region_text": _feature(tf.string, 1),  # [K]
     "region_box": _feature(tf.float32, 2),  # [K, 4]
     "region_mask": _feature(tf.string, 1),  # [K], PNG of the picture's size, "" = none
 }
-
-INSTRUCTIONS: Mapping[Asks, str] = {"refer": "Find what this names.", "describe": "Name this region."}
-
 
 def as_examples(dataset: tf.data.Dataset, asks: Asks, instruction: str) -> tf.data.Dataset:
     """Records -> examples as OUTPUT_FEATURES says."""
@@ -500,6 +498,7 @@ def register(
     """
     if name in seqio.TaskRegistry.names():
         return
+    # As prediction asks: a model would be asked otherwise than it was taught.
     instruction = INSTRUCTIONS[asks] if instruction is None else instruction
     seqio.TaskRegistry.add(
         name,

@@ -58,8 +58,8 @@ def folder(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         found.append(regions.Picture(str(picture["id"]), picture["file_name"], size, parts, "tiny"))
     out = tmp_path_factory.mktemp("regions")
     regions.build(out, "tiny_regions", "validation", found, [tiny_world / "raw" / "validation" / "images"])
-    regions.register(EXPRESSIONS, "refer", "tiny_regions", text.INSTRUCTIONS["refer"])
-    regions.register(PHRASES, "describe", "tiny_regions", text.INSTRUCTIONS["describe"])
+    regions.register(EXPRESSIONS, "refer", "tiny_regions")
+    regions.register(PHRASES, "describe", "tiny_regions")
     return out
 
 
