@@ -3,7 +3,8 @@
 A case is one target with what was predicted for it. Nothing is dropped silently: a target without a prediction stays a
 case with the metric's empty prediction, which counts as wrong, and is named as missing; of several predictions for one
 target the first counts and the others are named as duplicates; predictions for no target are named as unknown. A broken
-file or record is refused: see `json_files`.
+file or record is refused: see `json_files`. One thing is read otherwise than it stands: a negative side of a region in
+Visual Genome's own file is read as 0, so that the region is a box without extent.
 
 Sources: COCO's API for `coco_*`; the PixelLLM and GLaMM releases for theirs, as far as their files are described there.
 Where the release does not hold the code that writes a file, its fields are inferred; `READERS` says of which.

@@ -2,7 +2,7 @@
 
 Refused are files that are missing, larger than `MAX_BYTES`, cut off, not UTF-8, nested too deep for Python, or that
 hold NaN or Infinity, which are not JSON; and fields that are missing, of another type, not finite, or texts longer than
-`MAX_TEXT`. Nothing is repaired.
+`MAX_TEXT`. Nothing is repaired here; `formats` says what it reads otherwise than it stands.
 """
 
 import dataclasses

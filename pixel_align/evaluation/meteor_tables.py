@@ -162,7 +162,7 @@ _ENDINGS = (
 
 @functools.cache
 def installed() -> Tables:
-    """The tables of the installed `pycocoevalcap`; compiled on first use (about half a minute), then 0.3 s to open.
+    """The tables of the installed `pycocoevalcap`; compiled on first use (about twelve seconds), then 0.1 s to open.
 
     Raises:
         ModuleNotFoundError: the package, a file of it, or snowballstemmer is not there.
