@@ -103,6 +103,8 @@ def test_run_lengths_are_those_that_pycocotools_packs(size: tuple[int, int]) -> 
         ({"size": [9, 13], "counts": b"000"}, "expected 9 x 13 pixels"),
         ({"size": [9, 13], "counts": "l3\x01"}, "unreadable"),
         ({"size": [9, 13], "counts": "ooooooooooooooo"}, "unreadable"),
+        # 117 pixels and 2,048 runs of 2 to the power of 53: together 117 in 64 bits.
+        ({"size": [9, 13], "counts": "e3" + "0" + "P" * 10 + "8" + "00" * 2047}, "unreadable"),
     ],
 )
 def test_runs_that_do_not_fill_the_picture_are_refused(broken: dict[str, object], said: str) -> None:

@@ -95,6 +95,7 @@ def caption(rng: np.random.Generator, k: int) -> Case:
 def narrative(rng: np.random.Generator, k: int) -> Case:
     one, found = caption(rng, k), boxes(rng, 3) / 100
     target = {**one.target, "boxes": boxes(rng, 1 + k % 4) / 100, "size": (1, 1)}
+    target["boxes"][: k % 2] = [0, 0, 1, 1]  # no place: which windows meet it differs
     return Case(one.id, one.image_id, target, {**one.prediction, "boxes": found})
 
 
@@ -344,6 +345,13 @@ def test_our_traces_have_the_published_figures_too(tmp_path: Path) -> None:
     assert figures["point_l1_matched_share"] == figures["LBM_matched_share"] == 1.0
     nowhere = {**TRACE, "word_located": [False], "object_boxes": [[1, 1, 5, 5]], "object_names": ["cat"]}
     assert not {"point_l1", "LBM_k0"} & {*scored("ours", tmp_path, [nowhere], [right]).figures}
+
+
+def test_published_precisions_of_masks_include_their_threshold_in_intervals_too() -> None:
+    mask = np.arange(10)[None] < 7
+    found = scoring.score(Cases([Case("1", "1", {"text": "a", "mask": mask | True}, {"mask": mask})]), "referring")
+    assert (found.figures["Pr@0.7"], found.intervals["Pr@0.7"]) == (1.0, (1.0, 1.0))
+    assert (found.figures["mask_P@0.7"], found.intervals["mask_P@0.7"]) == (0.0, (0.0, 0.0))
 
 
 def test_a_case_that_the_metric_refuses_is_named() -> None:
