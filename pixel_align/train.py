@@ -362,7 +362,7 @@ def _batches_left(step: int, batches: tuple[Any, ...], vocabulary: text.Vocabula
             raise
         path = workdir / "pictures" / f"non_finite-{step:07d}.png"
         run_batches.write(batches, vocabulary, path)
-        raise NonFiniteLoss(f"{error} What it saw: {path}") from error
+        raise NonFiniteLoss(f"{error} What it saw is drawn in {path}.") from error
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:

@@ -466,7 +466,7 @@ def test_a_run_that_fails_leaves_its_last_good_checkpoint(
         train.train(short, workdir)
     # The picture of what the step saw is what is drawn when it is asked for afterwards.
     left = workdir / "pictures" / "non_finite-0000011.png"
-    assert str(caught.value).endswith(f"What it saw: {left}")
+    assert str(caught.value).endswith(f"What it saw is drawn in {left}.")
     batches, vocabulary = run_batches.batches_of(workdir, 11)
     run_batches.write(batches, vocabulary, tmp_path / "again.png")
     assert left.read_bytes() == (tmp_path / "again.png").read_bytes()
