@@ -397,6 +397,7 @@ OUTPUT_FEATURES = {
     "region_mask": _feature(tf.string, 1),  # [K], PNG of the picture's size, "" = none
 }
 
+
 def as_examples(dataset: tf.data.Dataset, asks: Asks, instruction: str) -> tf.data.Dataset:
     """Records -> examples as OUTPUT_FEATURES says."""
 
