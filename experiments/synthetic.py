@@ -45,7 +45,8 @@ STAGES = ("first_stage", "all_tasks")
 NARRATIVES, EXPRESSIONS, REGIONS = "synthetic_narratives", "synthetic_expressions", "synthetic_regions"
 CANVAS, WIDTH = 96, 64
 NARRATIVE = Shape(canvas=CANVAS, text=48, instruction=8, objects=8, phrase=4)
-REFER = Shape(canvas=CANVAS, text=16, instruction=16, regions=4, mask=CANVAS)
+# Masks are trained at half the canvas, four cells for each cell of the map: what the mask decoder predicts.
+REFER = Shape(canvas=CANVAS, text=16, instruction=16, regions=4, mask=CANVAS // 2)
 DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=4, prompts=4)
 EVALS = (
     Eval(task=NARRATIVES, mode="trace"),
@@ -77,7 +78,7 @@ def experiment(stage: str) -> Experiment:
             further=further,
         ),
         optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.999, final_lr=0.02 if speaks else 1.0),
-        train=Train(steps=12_000 if speaks else 2_000, log_every=20, checkpoint_every=500, keep=1),
+        train=Train(steps=9_000 if speaks else 2_000, log_every=20, checkpoint_every=500, keep=1),
     )
 
 
