@@ -128,7 +128,7 @@ def run(
     scenes: Annotated[int, typer.Option(help="Training scenes.")] = 20_000,
     unseen: Annotated[int, typer.Option(help="Scenes for evaluation.")] = 320,
     first_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 2_000,
-    steps: Annotated[int, typer.Option(help="Steps of all tasks.")] = 12_000,
+    steps: Annotated[int, typer.Option(help="Steps of all tasks.")] = 9_000,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Settings of both stages.")
     ] = None,
@@ -145,22 +145,32 @@ def train_and_score(workdir: Path, scenes: int, unseen: int, steps: dict[str, in
 
     configs = {stage: configure(workdir, stage, steps[stage], changes) for stage in STAGES}
     prepare(workdir, {"train": scenes, "validation": unseen})
-    seconds = {}
     for stage, config in configs.items():
         begun = time.perf_counter()
         train(config, workdir / stage)
-        seconds[stage] = round(time.perf_counter() - begun, 1)
+        seconds = spent(workdir, stage, time.perf_counter() - begun)
     result = {
         "command": f"python -m experiments.synthetic {shlex.join(sys.argv[1:])}".strip(),
         "commit": record.commit(),
         "machine": record.machine(),
         "scenes": {"train": scenes, "unseen": unseen},
         "steps": steps,
-        "train_seconds": seconds,  # of this start; less than the whole where a run was resumed
+        "train_seconds": seconds,  # of all starts that came to an end
         "tasks": scores(workdir, configs["all_tasks"]),
     }
     record.write("synthetic", result)
     rich.console.Console().print_json(json.dumps(result["tasks"]))
+
+
+def spent(workdir: Path, stage: str, seconds: float) -> dict[str, float]:
+    """Adds to the time that a stage has taken over all starts, kept in the work folder; that of every stage."""
+    path = workdir / "train_seconds.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known[stage] = round(known.get(stage, 0.0) + seconds, 1)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(known), encoding="utf-8")
+    partial.replace(path)
+    return known
 
 
 def configure(workdir: Path, stage: str, steps: int, changes: list[str]) -> Experiment:

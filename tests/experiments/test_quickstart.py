@@ -1,7 +1,9 @@
 """The demo: what its rows differ in, what it deletes and what it reports. What it learns is measured by `make demo`."""
 
+import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import rich.console
 
 from experiments import quickstart
 from pixel_align import train
-from pixel_align.experiment import Experiment
+from pixel_align.experiment import Eval, Experiment
 from pixel_align.settings import ConfigError
 
 STAGES = ("first_stage", "demo", "dense_off", "no_first_stage")
@@ -33,8 +35,15 @@ def test_rows_differ_in_what_they_are_named_for(tmp_path: Path) -> None:
     assert starts == {"first_stage": "", "demo": first, "dense_off": first, "no_first_stage": ""}
     # The same parts everywhere, so that parameters are taken over whole.
     assert len({repr(config.model).split("loss=")[0] for config in made.values()}) == 1
-    rest = {repr((config.data, config.train)) for stage, config in made.items() if stage != "first_stage"}
+    rest = {
+        repr((dataclasses.replace(config.data, further=()), config.train))
+        for stage, config in made.items()
+        if stage != "first_stage"
+    }
     assert len(rest) == 1
+    further = {stage: [group.mixture for group in config.data.further] for stage, config in made.items()}
+    more = ["synthetic_expressions", "synthetic_regions"]
+    assert further == {"first_stage": [], "demo": more, "dense_off": [], "no_first_stage": []}
 
 
 def test_a_stage_is_an_experiment_of_its_own() -> None:
@@ -56,15 +65,22 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def noted(config: Experiment, folder: Path) -> None:
         assert not (workdir / "report.json").exists(), "an old report stands while a new one is made"
-        assert Path(config.data.dir, "synthetic_narratives").is_dir() and Path(config.data.vocabulary).is_file()
+        assert all(Path(config.data.dir, name).is_dir() for name in quickstart.KEYS)
+        assert Path(config.data.vocabulary).is_file()
         seen["trained"].append(folder.name)
 
-    def scored(folder: Path, stage: str, config: Experiment, *, controls: bool) -> dict[str, float]:
-        seen["evaluated"].append((stage, controls))
-        figures = {"point_distance": 0.02, "point_distance_free": 0.03, "matched_words": 0.9}
-        return (
-            figures | {f"{control}/point_distance": 0.3 for control in ("shuffled", "swapped")} if controls else figures
-        )
+    def scored(folder: Path, stage: str, config: Experiment, evaluation: Eval, *, controls: bool) -> dict[str, float]:
+        seen["evaluated"].append((stage, evaluation.mode, controls))
+        figures = {
+            "point_distance": 0.02,
+            "point_distance_free": 0.03,
+            "matched_words": 0.9,
+            "P@0.5": 0.9,
+            "exact": 1.0,
+        }
+        shuffled = {f"{control}/point_distance": 0.3 for control in ("shuffled", "swapped")}
+        shuffled |= {"shuffled/P@0.5": 0.1, "shuffled/exact": 0.1}
+        return figures | shuffled if controls else figures
 
     monkeypatch.setattr(train, "train", noted)
     monkeypatch.setattr(quickstart, "evaluate_stage", scored)
@@ -77,7 +93,8 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_demo_starts_anew_and_reports_what_it_did(demo: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     workdir, report = demo["workdir"], demo["report"]
     assert demo["trained"] == list(STAGES)
-    assert demo["evaluated"] == [("demo", True), ("dense_off", False), ("no_first_stage", False)]
+    all_tasks = [("demo", mode, True) for mode in ("trace", "segment", "describe")]
+    assert demo["evaluated"] == [*all_tasks, ("dense_off", "trace", False), ("no_first_stage", "trace", False)]
     left = {str(path.relative_to(workdir)) for path in workdir.rglob("old")}
     assert not left and (workdir / "mine.txt").is_file()  # what is not the demo's stays
 
@@ -85,15 +102,17 @@ def test_the_demo_starts_anew_and_reports_what_it_did(demo: dict[str, Any], caps
     assert (report["scenes"]["train"], report["scenes"]["unseen"]) == (9, 3) and "easy" in report["scenes"]["setting"]
     assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?|unknown", report["commit"]) and report["seconds"] > 0
     assert report["first_stage"]["steps"] == 20 and "public weights" in report["first_stage"]["stands_for"]
-    task = report["tasks"]["synthetic_narratives"]
-    assert [row["row"] for row in task["rows"]] == ["demo", "dense_off", "no_first_stage"]
-    assert all(task["bars"].values()) and len(task["bars"]) == 4
+    tasks = report["tasks"]
+    assert [row["row"] for row in tasks["synthetic_narratives"]["rows"]] == ["demo", "dense_off", "no_first_stage"]
+    assert [row["row"] for row in tasks["synthetic_expressions"]["rows"]] == ["demo"]
+    assert all(all(task["bars"].values()) for task in tasks.values())
+    assert [len(task["bars"]) for task in tasks.values()] == [4, 2, 2]
 
     quickstart.show(report, rich.console.Console(width=150))
     shown = capsys.readouterr().out
     for part in ("other pictures", "another word's place", "no first stage", "0.0200", "0.3000"):
         assert part in shown
-    assert shown.count("reached:") == 4 and "MISSED" not in shown
+    assert shown.count("reached:") == 8 and "MISSED" not in shown
 
 
 @pytest.mark.parametrize(
@@ -109,9 +128,16 @@ def test_the_demo_starts_anew_and_reports_what_it_did(demo: dict[str, Any], caps
 def test_each_bar_can_be_missed(figures: dict[str, float], missed: str) -> None:
     good = {"point_distance": 0.02, "point_distance_free": 0.03, "matched_words": 0.9}
     good |= {"shuffled/point_distance": 0.3, "swapped/point_distance": 0.3}
-    assert all(quickstart.bars(good).values())
-    assert [bar for bar, reached in quickstart.bars(good | figures).items() if not reached] == [missed]
-    assert not any(quickstart.bars({}).values())
+    assert all(quickstart.trace_bars(good).values())
+    assert [bar for bar, reached in quickstart.trace_bars(good | figures).items() if not reached] == [missed]
+    assert not any(quickstart.trace_bars({}).values())
+
+
+@pytest.mark.parametrize(("bars", "key"), [(quickstart.refer_bars, "P@0.5"), (quickstart.describe_bars, "exact")])
+def test_finding_and_naming_have_bars(bars: Callable[[dict[str, float]], dict[str, bool]], key: str) -> None:
+    assert list(bars({key: 0.8, f"shuffled/{key}": 0.2}).values()) == [True, True]
+    assert list(bars({key: 0.79, f"shuffled/{key}": 0.3}).values()) == [False, False]
+    assert not any(bars({}).values())
 
 
 def test_a_wrong_setting_deletes_nothing_but_the_report(tmp_path: Path) -> None:
