@@ -23,8 +23,9 @@ from pixel_align.text_alignment import split_words
 _SPACE_PIECE = "\u2581"  # SentencePiece writes the space before a word into the word's first piece
 
 
-# How region sets and prediction ask; {text} stands for the words of each region. Published (PixelLLM's recipes).
-INSTRUCTIONS = {"refer": "where is {text}", "describe": "an object of"}
+# How region sets and prediction ask; {text} stands for the words of each region, {question} for its question.
+# Published (PixelLLM's recipes); there no space came before "Answer:".
+INSTRUCTIONS = {"refer": "where is {text}", "describe": "an object of", "answer": "Question: {question} Answer:"}
 
 
 class Vocabulary(abc.ABC):
