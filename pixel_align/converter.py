@@ -72,7 +72,8 @@ _SIDE = re.compile(r"\b(left|right)(most|hand|side)?\b", re.IGNORECASE)
 
 def names_a_side(example: Example) -> bool:
     """Whether a text of an example says left or right."""
-    return any(_SIDE.search(string(words)) for words in (example.get("text", ""), *example.get("region_text", ())))
+    texts = (example.get("text", ""), *example.get("region_text", ()), *example.get("region_question", ()))
+    return any(_SIDE.search(string(words)) for words in texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +170,11 @@ class PixelFeatureConverter:
         """The regions of a region set that the view still holds; all of them in evaluation.
 
         Asked to "refer", the text is read and its last word says the place; asked to "describe", the text is written
-        about the box.
+        about the box; asked to "answer", it is written about the whole picture and the region's question.
         """
         asks = string(example["asks"])
-        if asks not in ("refer", "describe"):
-            raise ValueError(f"asks is {asks!r}, expected 'refer' or 'describe'. Correct the Task.")
+        if asks not in ("refer", "describe", "answer"):
+            raise ValueError(f"asks is {asks!r}, expected 'refer', 'describe' or 'answer'. Correct the Task.")
         count = len(example["region_text"])
         if count > self.shape.regions:
             raise ValueError(
@@ -196,8 +197,10 @@ class PixelFeatureConverter:
                 points[last], locate[last] = self._grid(boxes[k]), True
             regions.append(
                 _Region(
-                    # The words may be asked about by themselves, as in "where is {text}".
-                    string(example["instruction"]).replace("{text}", words),
+                    # The words may be asked about by themselves, as in "where is {text}"; an answer never tells itself.
+                    string(example["instruction"]).replace("{text}", words)
+                    if asks != "answer"
+                    else string(example["instruction"]).replace("{question}", string(example["region_question"][k])),
                     self._asked(boxes[k], example["region_mask"][k], placement, rng)
                     if asks == "describe"
                     else _Prompt(placement.valid_box),
@@ -210,7 +213,7 @@ class PixelFeatureConverter:
             )
         masked = asks == "refer" and any(region.png for region in regions)
         return regions, Weights(
-            text=np.float32(asks == "describe"),
+            text=np.float32(asks != "refer"),
             point=np.float32(asks == "refer"),
             region=np.float32(0),
             mask=np.float32(masked),

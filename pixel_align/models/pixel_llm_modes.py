@@ -289,6 +289,26 @@ def ask_describe(
     )
 
 
+def ask_answer(
+    config: PixelLLMConfig, vocabulary: Vocabulary, placement: geometry.Placement, *, text: str = ""
+) -> Request:
+    """The request for the answer to a question about the whole picture.
+
+    Raises:
+      ValueError: no text, or one that is too long.
+    """
+    if not text.strip():
+        raise ValueError("text is empty, expected a question. Give it.")
+    instruction, room = INSTRUCTIONS["answer"].replace("{question}", text.strip()), config.shape.instruction
+    # Training cuts long questions; a user's is not answered by half.
+    if (asked := len(vocabulary.encode(instruction))) > room:
+        raise ValueError(
+            f"text has {asked} tokens with the words around it, expected at most {room}. Shorten it, or train with a "
+            "larger model.shape.instruction."
+        )
+    return ask_caption(config, vocabulary, placement, instruction=instruction)
+
+
 def _box(box: Any, placement: geometry.Placement) -> np.ndarray:
     """A box in pixels of the original, or None for the whole picture -> Float32[4] on the canvas."""
     if box is None:
@@ -535,6 +555,12 @@ def region_target(example: Mapping[str, Any], placement: geometry.Placement) -> 
     }
 
 
+def question_target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:
+    """An example of questions: `region_target` with them; region_text are the answers."""
+    asked = [converter.string(one) for one in example["region_question"]]
+    return region_target(example, placement) | {"region_question": asked}
+
+
 def said_of_regions(
     answer: Regions, target: Mapping[str, Any], vocabulary: Vocabulary, placement: geometry.Placement
 ) -> Said:
@@ -549,11 +575,12 @@ def said_of_regions(
 def said_of_descriptions(
     answer: Answer, target: Mapping[str, Any], vocabulary: Vocabulary, placement: geometry.Placement
 ) -> Said:
-    """What is said about each region of one example."""
+    """What is said about each region of one example, or in answer to each of its questions."""
     regions = range(len(target["region_text"]))
     texts = [vocabulary.decode_with_spans(answer.tokens[k])[0] for k in regions]
     told = Prediction("; ".join(texts), placement.original_size, regions=_as_regions(texts, target["boxes"]))
-    return Said({"texts": texts}, told, {"region_id": target["region_id"], "target": target["region_text"]})
+    asked = {key: target[key] for key in ("region_question",) if key in target}
+    return Said({"texts": texts}, told, {"region_id": target["region_id"], **asked, "target": target["region_text"]})
 
 
 # ---- The family
@@ -594,6 +621,12 @@ MODES = {
         answer,
         tell_describe,
         Scoring(asked_by_regions, answer, region_target, said_of_descriptions, _REGIONS),
+    ),
+    "answer": Mode(
+        ask_answer,
+        answer,
+        tell_caption,
+        Scoring(asked_alone, answer, question_target, said_of_descriptions, (*_REGIONS, "region_question")),
     ),
 }
 
