@@ -127,11 +127,11 @@ def predict(
         str,
         typer.Option(
             help="trace: a sentence with a place for every word; caption: a sentence; refer, segment: the box, or box "
-            "and mask, of what --text names; describe: words about --box, --point or --mask."
+            "and mask, of what --text names; answer: of the question --text; describe: words about --box, --point or --mask."
         ),
     ] = "trace",
     text: Annotated[
-        str | None, typer.Option(help="The words to refer to; or a sentence to be placed instead of writing one.")
+        str | None, typer.Option(help="The words to refer to; a question; a sentence to be placed instead of written.")
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="The words that ask.")] = None,
     box: Annotated[str | None, typer.Option(help="What is asked about: x0,y0,x1,y1 in pixels of the picture.")] = None,
