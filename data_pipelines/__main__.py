@@ -18,6 +18,7 @@ from data_pipelines import DataError
 SETS = {
     "coco_captions": ("data_pipelines.coco_captions", "five sentences for each picture, COCO json + pictures"),
     "flickr30k_entities": ("data_pipelines.flickr30k_entities", "phrases of captions with boxes, txt + xml + pictures"),
+    "llava": ("data_pipelines.llava", "questions and answers, LLaVA's and ShareGPT4V's json + pictures"),
     "localized_narratives": (
         "data_pipelines.localized_narratives",
         "spoken captions with a mouse path, jsonl + pictures",

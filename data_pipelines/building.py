@@ -21,7 +21,7 @@ import rich.progress
 import tensorflow_datasets as tfds
 
 from data_pipelines import DataError, coco, parts, pictures
-from data_pipelines.narratives import BadRecord, Skipped, annotation_files, is_gzipped, read_lines
+from data_pipelines.narratives import BadRecord, Dropped, Skipped, annotation_files, is_gzipped, read_lines
 from pixel_align.evaluation import seen
 from pixel_align.image import MAX_PIXELS, ImageError
 
@@ -113,7 +113,7 @@ class PictureSet(tfds.core.GeneratorBasedBuilder):
 
     @staticmethod
     def parse(line: bytes) -> Any:
-        """A line -> the Annotation it holds. Raises BadRecord, and nothing else."""
+        """A line -> the Annotation it holds. Raises BadRecord or Dropped, and nothing else."""
         raise NotImplementedError
 
     def record(
@@ -177,6 +177,8 @@ class PictureSet(tfds.core.GeneratorBasedBuilder):
                 annotation = self.parse(line)
             except BadRecord as error:
                 skipped.add("bad record", where, str(error))
+            except Dropped as error:
+                mended[str(error)] += 1
             else:
                 groups.setdefault(annotation.image_id, []).append(annotation)
         total = sum(map(len, groups.values())) + skipped.total
@@ -328,7 +330,7 @@ def build(
         index = _index(builder, work, inputs, shards, stamp, materials)
         reports = _build_parts(builder, work, index, inputs, materials)
         skipped = _skipped([index, *reports])
-        mended = sum((Counter(part["mended"]) for part in reports), Counter[str]())
+        mended = sum((Counter(part["mended"]) for part in reports), Counter[str](index.get("dropped", {})))
         counts = {key: sum(part[key] for part in reports) for key in kind.COUNTS}
         with _leaving_nothing(work, skipped):
             check_skipped(skipped, index["annotations"] + index["skipped"]["total"], inputs, kind.UNIT)
@@ -379,7 +381,7 @@ def _index(
     buckets = shards or _BUCKETS
     (work / "buckets").mkdir(parents=True)
     try:
-        counts, images, bad = _deal(builder, work, inputs, buckets, materials)
+        counts, images, bad, dropped = _deal(builder, work, inputs, buckets, materials)
     except DataError:
         shutil.rmtree(work)
         raise
@@ -390,6 +392,7 @@ def _index(
         "images": [sum(images[i : i + per_part]) for i in range(0, buckets, per_part)],
         "buckets_per_part": per_part,
         "skipped": bad,
+        "dropped": dropped,
     }
     parts.write_json(done, index)
     return index
@@ -397,9 +400,9 @@ def _index(
 
 def _deal(
     builder: PictureSet, work: Path, inputs: Inputs, buckets: int, materials: Materials
-) -> tuple[list[int], list[int], dict[str, Any]]:
-    """Good lines into buckets. Returns annotations and pictures in each, and what was left out."""
-    skipped, missing = Skipped(), Skipped()
+) -> tuple[list[int], list[int], dict[str, Any], dict[str, int]]:
+    """Good lines into buckets. Returns annotations and pictures in each, what was left out and what was dropped."""
+    skipped, missing, dropped = Skipped(), Skipped(), Counter[str]()
     counts = [0] * buckets
     images: list[set[str]] = [set() for _ in range(buckets)]
     found: dict[str, bool] = {}
@@ -418,6 +421,9 @@ def _deal(
                 annotation = builder.parse(line)
             except BadRecord as error:
                 skipped.add("bad record", where, str(error))
+                continue
+            except Dropped as error:
+                dropped[str(error)] += 1
                 continue
             image_id = annotation.image_id
             if image_id not in found:
@@ -438,7 +444,7 @@ def _deal(
     total = sum(counts) + skipped.total
     skipped.merge(missing)
     check_skipped(skipped, total, inputs, builder.UNIT)
-    return counts, [len(ids) for ids in images], bad
+    return counts, [len(ids) for ids in images], bad, dict(dropped)
 
 
 def _number_of_shards(images: int) -> int:

@@ -30,6 +30,10 @@ class BadRecord(ValueError):
     """A line that is no narrative; the message says why."""
 
 
+class Dropped(ValueError):
+    """A line with which nothing is wrong, but that has no place in the set: counted under the message, a few words."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Narrative:
     """One narrative as published. Times are in seconds, x and y in [0, 1] of the picture, now and then outside."""

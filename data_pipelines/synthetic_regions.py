@@ -1,8 +1,8 @@
-"""The places of written scenes, as TFDS sets and seqio Tasks.
+"""Places and questions of written scenes, as TFDS sets and seqio Tasks.
 
-`build` reads what `synthetic.write` wrote as any reader of RefCOCO and Visual Genome would. Importing this module
-registers the Tasks `synthetic_expressions` (refer; figures also for each kind of expression) and `synthetic_regions`
-(describe).
+`build` reads what `synthetic.write` wrote as any reader of RefCOCO, Visual Genome and LLaVA would. Importing this
+module registers the Tasks `synthetic_expressions` (refer; figures also for each kind of expression),
+`synthetic_regions` (describe) and `synthetic_questions` (answer).
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines import DataError, refcoco, regions, synthetic, visual_genome
+from data_pipelines import DataError, llava, questions, refcoco, regions, synthetic, visual_genome
 from data_pipelines.building import Built
 from data_pipelines.regions import Picture, Region
 
-EXPRESSIONS, REGIONS = "synthetic_expressions", "synthetic_regions"
+EXPRESSIONS, REGIONS, QUESTIONS = "synthetic_expressions", "synthetic_regions", "synthetic_questions"
 
 
 def build(
     out: str | os.PathLike[str], files: synthetic.Files, split: str, *, overwrite: bool = False, **settings: Any
 ) -> dict[str, Built]:
-    """Builds the sets EXPRESSIONS and REGIONS, those whose files were written; {set: what came of it}.
+    """Builds the sets EXPRESSIONS, REGIONS and QUESTIONS, those whose files were written; {set: what came of it}.
 
     The id of an expression ends in its kind, "1000017:relation".
 
@@ -28,7 +28,7 @@ def build(
       split: the split that was written.
       settings: shards, max_skipped, threads ... of `regions.build`.
 
-    Raises DataError where neither was written, or a file is broken.
+    Raises DataError where none was written, or a file is broken.
     """
     built: dict[str, Built] = {}
     images, more = [files.images], {"overwrite": overwrite, **settings}
@@ -42,10 +42,13 @@ def build(
         found = visual_genome.read(files.region_descriptions, files.image_data)
         pictures = [_ours(picture, split, picture.regions) for picture in found]
         built[REGIONS] = regions.build(out, REGIONS, split, pictures, images, files=read, **more)
+    if files.questions:
+        asked = f"synthetic_{split}"
+        built[QUESTIONS] = llava.build(out, QUESTIONS, split, [files.questions], images, dataset_id=asked, **more)
     if not built:
         raise DataError(
-            f"files of {split} are {files.instances.parent}, expected expressions or regions among them. "
-            "Write them with also=('expressions', 'regions')."
+            f"files of {split} are {files.instances.parent}, expected expressions, regions or questions among them. "
+            "Write them with also=('expressions', 'regions', 'questions')."
         )
     return built
 
@@ -90,3 +93,4 @@ def _some(case: Mapping[str, Any], rows: Sequence[int], keys: Sequence[str]) -> 
 
 regions.register(EXPRESSIONS, "refer", score=scores)
 regions.register(REGIONS, "describe", score=regions.describe_scores)
+questions.register(QUESTIONS)
