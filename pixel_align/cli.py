@@ -127,7 +127,8 @@ def predict(
         str,
         typer.Option(
             help="trace: a sentence with a place for every word; caption: a sentence; refer, segment: the box, or box "
-            "and mask, of what --text names; answer: of the question --text; describe: words about --box, --point or --mask."
+            "and mask, of what --text names; answer: words on the question --text; "
+            "describe: words about --box, --point or --mask."
         ),
     ] = "trace",
     text: Annotated[
