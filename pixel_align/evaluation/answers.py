@@ -12,21 +12,23 @@ import numpy as np
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = ("a", "an", "the")
+_SIGNS = r"""[;:/\[\](){}"=+\\_<>@`,?!]"""
+_PUNCTUATION = re.compile(rf"[-.](?!\d)|{_SIGNS}(?!\d)|(?<!\d){_SIGNS}")
 _ENOUGH = 3  # people who agree make an answer right
 
 
 def plain(text: str) -> str:
-    """Without case, and without punctuation and spaces at the ends; spaces inside are one each."""
-    return " ".join(text.lower().split()).strip(" .,;:!?\"'")
+    """Without case, quotes around it and punctuation behind it; spaces inside are one each."""
+    return " ".join(text.lower().split()).lstrip(" \"'").rstrip(" .,;:!?\"'")
 
 
 def bare(text: str) -> str:
     """Without case, articles and punctuation, numbers from "none" to "ten" as digits: "The two dogs." is "2 dogs".
 
-    Apostrophes join ("don't" is "dont"), a sign between digits stays ("3.5", "1,000" and "12:30").
+    Apostrophes join ("don't" is "dont"); what is part of a number stays ("-3", ".5", "1,000", "12:30", "5%").
     """
     text = re.sub(r"['\u2019]", "", text.lower())
-    text = re.sub(r"(?<!\d)[^\w\s]|[^\w\s](?!\d)|_", " ", text)
+    text = _PUNCTUATION.sub(" ", text)
     return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES)
 
 
