@@ -138,8 +138,8 @@ class Outputs:
 
     Attributes:
       text_features: Float[B, N, T, D], last decoder states with the vocabulary layer's dropout applied.
-      vocabulary_kernel: Float[D, V], text_features @ vocabulary_kernel are the logits. The loss multiplies in chunks,
-        so that [B, N, T, V] never exists.
+      vocabulary_kernel: Float[D, V], text_features @ vocabulary_kernel are the logits, plus vocabulary_bias Float[V]
+        where there is one. The loss multiplies in chunks, so that [B, N, T, V] never exists.
       points: Float32[B, N, T, P, 2], the place of each token that was read.
       presence: Float32[B, N, T], logit: the token that was read has a place at all.
       map_regions: one RegionOutputs for the cells of the image map, K = h * w, row by row.
@@ -150,6 +150,7 @@ class Outputs:
     text_features: Array
     vocabulary_kernel: Array
     points: Array
+    vocabulary_bias: Array | None = None
     presence: Array | None = None
     map_regions: RegionOutputs | None = None
     query_regions: RegionOutputs | None = None

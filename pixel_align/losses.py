@@ -34,8 +34,15 @@ def join(batches: Sequence[Terms]) -> tuple[jax.Array, dict[str, jax.Array]]:
     return loss, means
 
 
-def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0) -> Sums:
-    """Cross-entropy with label smoothing, in nats, from features and the vocabulary layer's kernel.
+def text(
+    features: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    smoothing: float = 0.0,
+    bias: jax.Array | None = None,
+) -> Sums:
+    """Cross-entropy with label smoothing, in nats, from features and the vocabulary layer's kernel and bias.
 
     The logits are made chunk by chunk along N and T and made again in the backward pass: neither [B, N, T, V] nor a
     one-hot ever exists. B is not cut, as it is what devices share out: twice B * V * 4 bytes of a device's B is the
@@ -47,6 +54,7 @@ def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax
       labels: Int[B, N, T], the piece that position t has to predict.
       weights: Float[B, N, T], 0 where there is nothing to predict.
       smoothing: in [0, 1).
+      bias: Float32[V], None for none.
     """
     b, n, t, _ = features.shape
     vocabulary = kernel.shape[1]
@@ -64,6 +72,7 @@ def text(features: jax.Array, kernel: jax.Array, labels: jax.Array, weights: jax
         x, y, w = xs
         # The features take the kernel's dtype: the other way round a second kernel would be made.
         logits = jnp.dot(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias
         log_z = jax.nn.logsumexp(logits, axis=-1)
         right = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
         wrong = (jnp.sum(logits, axis=-1) - right) / (vocabulary - 1)

@@ -17,6 +17,7 @@ from pixel_align.batch import Batch, Masks, Outputs, PromptPoints, RegionOutputs
 from pixel_align.models.family import ModelConfig
 from pixel_align.nn import (
     eva_vit,
+    language_model,
     location_head,
     mask_adapter,
     mask_decoder,
@@ -24,11 +25,12 @@ from pixel_align.nn import (
     prompt_extractor,
     region_head,
     sam_vit,
-    t5,
 )
+from pixel_align.nn.bert import BertConfig
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.eva_vit import EvaVitConfig
 from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, extent, fuse, grid
+from pixel_align.nn.language_model import LanguageModelConfig
 from pixel_align.nn.location_head import LocationHead, LocationHeadConfig
 from pixel_align.nn.lora import LoRAConfig
 from pixel_align.nn.mask_adapter import MaskAdapter, MaskAdapterConfig
@@ -37,9 +39,8 @@ from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from pixel_align.nn.prompt_extractor import PromptExtractor, PromptExtractorConfig
 from pixel_align.nn.region_head import RegionHead, RegionHeadConfig, grid_anchors, query_anchors, query_grid
 from pixel_align.nn.sam_vit import SamVitConfig
-from pixel_align.nn.t5 import T5, T5Config
+from pixel_align.nn.t5 import T5Config
 
-BEGIN, END = 0, 1  # tokens: T5 begins a text with its padding
 MASK_CELLS = 4  # of a mask, a side, for each cell of SAM's map
 
 
@@ -74,7 +75,7 @@ class PixelLLMConfig(ModelConfig):
     image: SamVitConfig | EvaVitConfig | FusionConfig = dataclasses.field(default_factory=SamVitConfig)
     prompt: PromptEncoderConfig = dataclasses.field(default_factory=PromptEncoderConfig)
     extractor: PromptExtractorConfig = dataclasses.field(default_factory=PromptExtractorConfig)
-    text: T5Config = dataclasses.field(default_factory=T5Config)
+    text: LanguageModelConfig = dataclasses.field(default_factory=T5Config)
     location: LocationHeadConfig = dataclasses.field(default_factory=LocationHeadConfig)
     regions: RegionHeadConfig = dataclasses.field(default_factory=RegionHeadConfig)
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
@@ -117,6 +118,11 @@ class PixelLLMConfig(ModelConfig):
             "location": LocationHeadConfig.published(),
         }
         return cls(**{**parts, **changes})
+
+    @classmethod
+    def published_bert(cls, **changes: Any) -> Self:
+        """The model of the paper with BERT: 1,076M parameters, 439M of them trained."""
+        return cls.published(**{"text": BertConfig.published(), **changes})
 
     def __post_init__(self) -> None:
         if self.shape.points != self.location.points:
@@ -192,7 +198,7 @@ class PixelLLM(nn.Module):
         self.extractor = PromptExtractor(c.extractor)
         self.visual_projection = nn.Dense(c.text.width, dtype=c.text.dtype)
         self.visual_norm = LayerNorm(1e-5, dtype=c.text.dtype)
-        self.text = T5(c.text)
+        self.text = language_model.language_model(c.text)
         self.location = LocationHead(c.location)
         if c.location.presence:
             self.presence = nn.Dense(1, dtype=jnp.float32)
@@ -233,11 +239,11 @@ class PixelLLM(nn.Module):
 
     def encode_prefix(
         self, visual: jax.Array, instruction_tokens: jax.Array, instruction_mask: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[Any, jax.Array]:
         """Visual tokens [B, M, Q, E] and instructions Int[B, N, C] -> the encoded prefix and its mask.
 
         Returns:
-          Float[B * N, Q + C, D] and Bool[B * N, Q + C]: what the language model attends to.
+          What the language model made of B * N prefixes, which it alone reads, and Bool[B * N, Q + C].
         """
         b, n, _ = instruction_tokens.shape
         visual = self.visual_norm(self.visual_projection(visual))
@@ -248,9 +254,7 @@ class PixelLLM(nn.Module):
         prefix = jnp.concatenate([visual, instruction.astype(visual.dtype)], axis=1)
         return self.text.encode(prefix, mask, train=train), mask
 
-    def decode_text(
-        self, tokens: jax.Array, prefix: jax.Array, prefix_mask: jax.Array, *, train: bool = False
-    ) -> jax.Array:
+    def decode_text(self, tokens: jax.Array, prefix: Any, prefix_mask: jax.Array, *, train: bool = False) -> jax.Array:
         """Int[B * N, T] -> text features Float[B * N, T, D]: feature t has read tokens 0 to t."""
         return self.text.decode(tokens, prefix, prefix_mask, train=train)
 
@@ -276,7 +280,8 @@ class PixelLLM(nn.Module):
         Returns:
           Float32[B, N, 4] in [0, 1] of the canvas.
         """
-        last = jnp.broadcast_to(last_word(tokens)[..., None, None, None], (*tokens.shape[:2], 1, *points.shape[3:]))
+        last = last_word(tokens, self.config.text.end)
+        last = jnp.broadcast_to(last[..., None, None, None], (*tokens.shape[:2], 1, *points.shape[3:]))
         points = jnp.take_along_axis(points, last, axis=2)[:, :, 0]
         fraction = valid_size[:, None, ::-1].astype(jnp.float32) / self.config.shape.canvas
         low, high = (jnp.clip(f(points, axis=2), 0, fraction) for f in (jnp.min, jnp.max))
@@ -295,7 +300,7 @@ class PixelLLM(nn.Module):
           Logits Float32[B, N, 1, S, S] on the canvas and the predicted IoU Float32[B, N, 1].
         """
         assert maps.sam is not None  # kept where masks are enabled
-        spoken = jnp.arange(tokens.shape[2]) <= last_word(tokens)[..., None]
+        spoken = jnp.arange(tokens.shape[2]) <= last_word(tokens, self.config.text.end)[..., None]
         visual = self.visual_norm(self.visual_projection(visual))  # as the language model reads them
         corners = self.prompt.boxes(boxes, self.config.shape.canvas)[:, :, :2]
         corners = corners + self.mask_adapter(visual, text, spoken)
@@ -321,6 +326,7 @@ class PixelLLM(nn.Module):
             text_features=self.text.drop_features(text, train=train),
             vocabulary_kernel=self.text.logits_kernel(),
             points=points,
+            vocabulary_bias=self.text.logits_bias(),
             presence=self.has_place(text),
             map_regions=self._map_regions(features),
             query_regions=self._query_regions(visual),
@@ -356,6 +362,7 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
             batch.text_tokens[..., 1:],
             text_weights,
             c.label_smoothing,
+            outputs.vocabulary_bias,
         )
         terms["text"] = c.text, sums
     if c.point:
@@ -386,9 +393,11 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
     return terms
 
 
-def last_word(tokens: jax.Array) -> jax.Array:
-    """Int[..., T], BOS w1 .. wn EOS -> Int[...], where wn stands; the last token of a text that was cut before EOS."""
-    ends = tokens == END
+def last_word(tokens: jax.Array, end: int) -> jax.Array:
+    """Int[..., T], BOS w1 .. wn EOS and what ends a text -> Int[...], where wn stands; the last token of a text that
+    was cut before EOS.
+    """
+    ends = tokens == end
     return jnp.where(ends.any(-1), jnp.maximum(jnp.argmax(ends, axis=-1) - 1, 0), tokens.shape[-1] - 1)
 
 
@@ -414,7 +423,7 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
         "extractor": prompt_extractor.rules(config.extractor),
         "visual_projection": dataclasses.replace(projection, trainable=read),
         "visual_norm": dataclasses.replace(small, trainable=read),
-        "text": t5.rules(config.text),
+        "text": language_model.rules(config.text),
         "location": location_head.rules(config.location),
     }
     if config.location.presence:

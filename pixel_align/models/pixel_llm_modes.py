@@ -18,8 +18,6 @@ from pixel_align.batch import Array, Batch, Masks, PromptPoints
 from pixel_align.converter import Augment, PixelFeatureConverter
 from pixel_align.models.family import Family, Mode, Said, Scoring, register
 from pixel_align.models.pixel_llm import (
-    BEGIN,
-    END,
     ImageMaps,
     PixelLLM,
     PixelLLMConfig,
@@ -99,9 +97,8 @@ def write(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> An
         text_features, cache = bound.text.decode_step(tokens, cache)
         return text_features, bound.text.logits(text_features), cache
 
-    decoded = decoding.greedy(
-        step, bound.text.init_cache(prefix, mask, t), bos_id=BEGIN, eos_id=END, length=t - 1, batch=b * n
-    )
+    cache, spoken = bound.text.init_cache(prefix, mask, t), model.config.text
+    decoded = decoding.greedy(step, cache, bos_id=spoken.begin, eos_id=spoken.end, length=t - 1, batch=b * n)
     text_features = decoded.features.reshape(b, n, t - 1, -1)
     return Answer(
         tokens=decoded.tokens.reshape(b, n, t - 1),
@@ -135,7 +132,7 @@ def _presence(bound: PixelLLM, features: jax.Array) -> jax.Array:
     return jnp.ones(features.shape[:-1]) if logits is None else nn.sigmoid(logits)
 
 
-def _prefix(bound: PixelLLM, maps: ImageMaps, request: Request) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _prefix(bound: PixelLLM, maps: ImageMaps, request: Request) -> tuple[jax.Array, Any, jax.Array]:
     """(visual tokens, encoded prefix, its mask)."""
     visual = bound.encode_prompt(maps.fused, request.prompt_boxes, request.prompt_points, request.prompt_masks)
     return visual, *bound.encode_prefix(visual, request.instruction_tokens, request.instruction_mask)
@@ -590,12 +587,18 @@ def make_converter(config: PixelLLMConfig, vocabulary: Vocabulary, augment: Augm
     """What fills PixelLLM's batches.
 
     Raises:
-      ValueError: the vocabulary is not the size of the model's vocabulary layer.
+      ValueError: the vocabulary is not the size of the model's vocabulary layer, or begins and ends texts otherwise.
     """
     if config.text.vocab_size != vocabulary.size:
         raise ValueError(
             f"model.text.vocab_size is {config.text.vocab_size}, expected {vocabulary.size}, the size of the "
             "vocabulary. Set model.text.vocab_size, or name another data.vocabulary."
+        )
+    if (config.text.begin, config.text.end) != (vocabulary.bos_id, vocabulary.eos_id):
+        raise ValueError(
+            f"the tokens that begin and end a text are {config.text.begin} and {config.text.end} of "
+            f"{config.text.kind}, expected {vocabulary.bos_id} and {vocabulary.eos_id}, those of the vocabulary. "
+            "Choose model.text.kind bert with its begin and end for WordPiece, t5 for SentencePiece."
         )
     return PixelFeatureConverter(config.shape, vocabulary, augment)
 

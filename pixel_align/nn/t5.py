@@ -11,7 +11,7 @@ causal mask alone keeps every real token from it, and nothing is shifted: featur
 
 import dataclasses
 import functools
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,9 @@ from pixel_align.sizes import check_at_least
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Sizes of a T5 1.1 and how it computes. The presets below are the published ones; `tiny` is ours."""
+
+    begin: ClassVar[int] = 0  # token before a text
+    end: ClassVar[int] = 1  # token after it
 
     kind: str = "t5"  # name of this text head among the choices of a model
     vocab_size: int = 32128  # rows of the embedding: 32,000 pieces, 100 extras, 28 unused
@@ -168,6 +171,9 @@ class T5(nn.Module):
     def logits_kernel(self) -> jax.Array:
         """Float32[D, V], for a loss that multiplies in chunks."""
         return self.decoder.logits_dense()
+
+    def logits_bias(self) -> None:
+        """T5's vocabulary layer has none."""
 
     def init_cache(self, encoded: jax.Array, encoded_valid: jax.Array, length: int) -> Cache:
         """Float[B, S, D], Bool[B, S] -> an empty cache for `length` tokens, the first (0) included."""

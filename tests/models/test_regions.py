@@ -108,7 +108,7 @@ def test_a_referring_row_reads_the_expression_and_places_its_last_word(
     for k, words in enumerate(example["region_text"]):
         ids = vocabulary.encode(words.decode())
         assert row.text_tokens[k].tolist()[: len(ids) + 2] == [0, *ids, 1]
-        assert np.flatnonzero(row.locate[k]).tolist() == [len(ids)] == [int(last_word(row.text_tokens[k]))]
+        assert np.flatnonzero(row.locate[k]).tolist() == [len(ids)] == [int(last_word(row.text_tokens[k], 1))]
         box = placement.to_canvas(geometry.to_pixels(example["region_box"][k], placement.original_size))
         np.testing.assert_allclose(row.token_points[k, len(ids)].reshape(4), box, atol=1e-6)
         asked = vocabulary.encode(f"where is {words.decode()}")[: row.instruction_tokens.shape[1]]
@@ -212,7 +212,7 @@ def test_pictures_are_not_mirrored_where_words_name_a_side(
 
 def test_the_last_word_stands_before_the_end_also_where_a_text_was_cut() -> None:
     tokens = np.asarray([[0, 7, 8, 1, 0], [0, 7, 8, 9, 4], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
-    assert last_word(tokens).tolist() == [2, 4, 0, 4]
+    assert last_word(tokens, 1).tolist() == [2, 4, 0, 4]
 
 
 def test_one_step_takes_both_tasks_and_moves_what_they_use(experiment: Experiment, vocabulary: text.Vocabulary) -> None:
