@@ -133,6 +133,28 @@ class RegionOutputs:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class DetectorOutputs:
+    """What the detector says of A locations, and of K samples of its proposals and the true boxes. Boxes are xyxy.
+
+    Attributes:
+      heat: Float32[B, A], logit: the middle of an object is here. boxes: Float32[B, A, 4], of that object.
+      samples: Float32[B, K, 4], foreground first. drawn: Bool[B, K], which of them are more than fillers.
+      matched: Int32[B, K], the true box that each overlaps most. foreground: Bool[B, K], it is drawn and stands for it.
+      logits: Float32[B, K, 2], the sample is none, is an object. deltas: Float32[B, K, 4], how it has to move.
+    """
+
+    heat: Array
+    boxes: Array
+    samples: Array
+    drawn: Array
+    matched: Array
+    foreground: Array
+    logits: Array
+    deltas: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Outputs:
     """What `PixelLLM.__call__` answers; None where a head is absent.
 
