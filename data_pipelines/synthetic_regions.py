@@ -44,7 +44,9 @@ def build(
         built[REGIONS] = regions.build(out, REGIONS, split, pictures, images, files=read, **more)
     if files.questions:
         asked = f"synthetic_{split}"
-        built[QUESTIONS] = llava.build(out, QUESTIONS, split, [files.questions], images, dataset_id=asked, **more)
+        built[QUESTIONS] = llava.build(
+            out, QUESTIONS, split, [files.questions], images=images, dataset_id=asked, **more
+        )
     if not built:
         raise DataError(
             f"files of {split} are {files.instances.parent}, expected expressions, regions or questions among them. "

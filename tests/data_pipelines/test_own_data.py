@@ -71,9 +71,11 @@ def test_words_of_a_narrative_of_the_docs_have_their_places(documented: Path) ->
 def test_captions_and_questions_of_the_docs(documented: Path) -> None:
     captions = examples(documented / "data", "own_captions")
     assert captions["0#1"]["text"] == b"Two shapes on white." and not captions["0#1"]["word_located"].any()
-    asked = examples(documented / "data", "own_questions")["1#0"]
-    assert (asked["instruction"], asked["text"]) == (b"What colour is the circle?", b"Blue.")
-    assert list(asked["instructions"]) == [asked["instruction"]] and asked["word_boxes"].shape == (1, 4)
+    asked = examples(documented / "data", "own_questions")["1"]
+    assert (asked["asks"], texts(asked["region_id"])) == (b"answer", ["1#0"])
+    assert texts(asked["region_question"]) == ["What colour is the circle?"] and texts(asked["region_text"]) == [
+        "Blue."
+    ]
     names = seen.read(documented / "data" / "own_captions" / "1.0.0", "train")
     assert names is not None and names["0"] == "own:0"
 
