@@ -14,7 +14,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import seqio
@@ -24,9 +24,13 @@ import tensorflow_datasets as tfds
 from data_pipelines import DataError, sources
 from data_pipelines import localized_narratives as ln
 from data_pipelines.narratives import annotation_files
+from pixel_align.evaluation import seen
 
 NAME = "coco_captions"
 PICTURES = f"{NAME}_pictures"
+
+# What reading a file raises that is none of ours.
+_OTHER = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error)
 
 # What a user may say to ask for a caption; evaluation always asks with the first.
 INSTRUCTIONS = (
@@ -52,12 +56,13 @@ def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     Raises DataError where a name finds no file, or a file holds no COCO captions.
     """
     for path in annotation_files(patterns):
-        for annotation in _annotations(path):
+        annotations, files = _content(path)
+        for annotation in annotations:
             # Some captions end with a space or a new line. What is missing or no text is refused as in any narrative.
             caption = annotation.get("caption")
             record: dict[str, Any] = {
                 "dataset_id": path.name.partition(".")[0],
-                "image_id": annotation.get("image_id"),
+                "image_id": _image_id(annotation.get("image_id"), files),
                 "annotator_id": 0,  # COCO does not tell
                 "caption": caption.strip() if isinstance(caption, str) else caption,
                 "timed_caption": [],
@@ -66,14 +71,29 @@ def read_lines(patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
             yield f"{path.name}: caption {annotation.get('id')}", json.dumps(record).encode()
 
 
-def _annotations(path: Path) -> list[dict[str, Any]]:
-    """The annotations of one captions file."""
+def _image_id(number: Any, files: Mapping[Any, str]) -> Any:
+    """The number of a picture; where its file is called otherwise, the name of that without suffix.
+
+    Captions of other pictures than COCO's are written in this form too, and found by their files.
+    """
+    if not isinstance(number, int) or number not in files:
+        return number
+    file = files[number]
+    ours = seen.canonical("coco", file) == seen.canonical("coco", number)
+    return number if ours else PurePosixPath(file).with_suffix("").as_posix()
+
+
+def _content(path: Path) -> tuple[list[dict[str, Any]], dict[Any, str]]:
+    """The annotations of one captions file, and {image id: file name} as far as it says them."""
     try:
-        content = path.read_bytes()
-        annotations = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)["annotations"]
+        raw = path.read_bytes()
+        content = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+        annotations = content["annotations"]
+        images = [image for image in content.get("images", ()) if isinstance(image.get("file_name"), str)]
+        files = {image["id"]: image["file_name"] for image in images}
         if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
             raise TypeError("annotations is no list of objects")
-    except (ValueError, KeyError, TypeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
+    except _OTHER as error:
         raise DataError(
             f"captions file {str(path)!r} is broken ({type(error).__name__}: {error}), expected COCO captions: images, "
             "annotations. Check --annotations."
@@ -83,7 +103,7 @@ def _annotations(path: Path) -> list[dict[str, Any]]:
             f"captions file {str(path)!r} holds {len(annotations)} annotations and no caption, expected "
             "captions_<split>.json. Check --annotations."
         )
-    return annotations
+    return annotations, files
 
 
 class CocoCaptions(ln.LocalizedNarratives):

@@ -1,19 +1,22 @@
 """One request about every picture of a folder: JSON lines and annotated pictures, resumable."""
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
 from pixel_align import draw
 from pixel_align.image import ImageError, read_image
 from pixel_align.predict import Predictor
+from pixel_align.raw_formats import LeftOut, RawFormat
 
-PREDICTIONS, FAILURES, PICTURES = "predictions.jsonl", "failures.jsonl", "pictures"
+PREDICTIONS, FAILURES, PICTURES, ASKED = "predictions.jsonl", "failures.jsonl", "pictures", "asked.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +54,16 @@ def predict_folder(
     """Answers about each picture and yields its path; `report` then says what became of them.
 
     OUT/predictions.jsonl has a line for each, with `file`; OUT/pictures the annotated ones; OUT/failures.jsonl those
-    that could not be read. A picture that has its line is not asked about again: what was broken off goes on.
+    that could not be read; OUT/asked.json says what was asked. A picture that has its line is not asked about again:
+    what was broken off goes on.
 
     Raises:
-      ValueError: what cannot be asked; more than `most_failures` pictures that cannot be read.
+      ValueError: what cannot be asked; OUT holds answers to something else; more than `most_failures` pictures that
+        cannot be read.
     """
+    check_asked(out, mode, said)
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    _replace(out / ASKED, json.dumps(_asked(mode, said), ensure_ascii=False) + "\n")
     done = {line["file"] for line in _lines(out / PREDICTIONS)}
     failed = 0
     (out / FAILURES).unlink(missing_ok=True)  # they are tried again
@@ -86,6 +93,27 @@ def predict_folder(
         yield path
 
 
+def check_asked(out: Path, mode: str, said: Mapping[str, Any]) -> None:
+    """Raises ValueError where OUT holds answers to another request: no file may mix the two."""
+    if not (out / ASKED).is_file() or not answered_in(out):
+        return
+    then, now = json.loads((out / ASKED).read_text(encoding="utf-8")), _asked(mode, said)
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            raise ValueError(
+                f"{name} is {now.get(name)!r}, expected {then.get(name)!r}, which the answers in {str(out)!r} are to. "
+                "Choose another --out."
+            )
+
+
+def write_raw(out: Path, form: RawFormat, said: Mapping[str, Any]) -> LeftOut:
+    """Writes all that OUT holds in a publisher's format; see `raw_formats`. Gives what is left out, and why.
+
+    Raises ValueError where two pictures would have one id.
+    """
+    return form.write(_lines(out / PREDICTIONS), said, out)
+
+
 def report(out: Path, before: int) -> Report:
     """What OUT holds, of which `before` lines were there when this start began."""
     failures = {line["file"]: line["error"] for line in _lines(out / FAILURES)}
@@ -97,6 +125,17 @@ def answered_in(out: Path) -> int:
     return len(_lines(out / PREDICTIONS))
 
 
+def _asked(mode: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """A request in JSON terms; of a mask, what tells it from others."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return f"{value.shape[1]} x {value.shape[0]}, {hashlib.sha256(value.tobytes()).hexdigest()[:12]}"
+        return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+    return {"mode": mode} | {name: plain(value) for name, value in said.items() if value is not None}
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file; one that was broken off is taken out of it."""
     if not path.is_file():
@@ -104,9 +143,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(whole)
-        partial.replace(path)
+        _replace(path, whole.decode())
     return [json.loads(line) for line in whole.splitlines()]
 
 
@@ -115,3 +152,10 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _replace(path: Path, content: str) -> None:
+    """Writes a file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(content, encoding="utf-8")
+    partial.replace(path)
