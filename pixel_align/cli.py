@@ -144,6 +144,10 @@ def predict(
     ] = None,
     out: Annotated[str, typer.Option(help="The annotated picture to write; for a folder, the folder of results.")] = "",
     max_failures: Annotated[int, typer.Option(help="Of a folder: pictures that may be unreadable.", min=0)] = 0,
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="Of a folder: also write localized_narratives or coco, which `build` reads."),
+    ] = "",
     json_out: Annotated[str, typer.Option("--json", help="The JSON file to write; - for standard output.")] = "",
 ) -> None:
     """Say a sentence about a picture and where each of its words is."""
@@ -159,8 +163,10 @@ def predict(
         if Path(image).is_dir():
             if not out or json_out:
                 raise ValueError("image is a folder, expected --out DIR and no --json: its lines go there. Give --out.")
-            _predict_all(checkpoint, Path(image), Path(out), mode, said, max_failures)
+            _predict_all(checkpoint, Path(image), Path(out), mode, said, max_failures, format_)
             return
+        if format_:
+            raise ValueError(f"--format is {format_!r}, expected none: image is no folder. Use --json, or give one.")
         pixels = read_image(image)
         check_writable(out, picture=True)
         check_writable("" if json_out == "-" else json_out)
@@ -195,15 +201,21 @@ def inspect(
         typer.echo(out)
 
 
-def _predict_all(checkpoint: str, folder: Path, out: Path, mode: str, said: dict[str, Any], most_failures: int) -> None:
+def _predict_all(
+    checkpoint: str, folder: Path, out: Path, mode: str, said: dict[str, Any], most_failures: int, format_: str
+) -> None:
     """Every picture of a folder, with a bar; see `predict_folder`."""
     import rich.console
     import rich.progress
 
-    from pixel_align import predict_folder
+    from pixel_align import predict_folder, raw_formats
     from pixel_align.predict import Predictor
 
     pictures = predict_folder.pictures_of(folder)
+    form = raw_formats.raw_format(format_, mode, said) if format_ else None
+    if form is not None:
+        form.check(path.name for path in pictures)
+    predict_folder.check_asked(out, mode, said)
     before = predict_folder.answered_in(out)
     predictor = Predictor.from_checkpoint(checkpoint)
     answers = predict_folder.predict_folder(predictor, pictures, out, mode, said, most_failures=most_failures)
@@ -217,6 +229,11 @@ def _predict_all(checkpoint: str, folder: Path, out: Path, mode: str, said: dict
     )
     for name, error in told.failures.items():
         print(f"{name}: {error}", file=sys.stderr)
+    if form is not None:
+        left_out = predict_folder.write_raw(out, form, said)
+        typer.echo(f"{out}/{form.file}: {told.before + told.answered} pictures, {len(left_out)} without an entry")
+        for name, why in left_out.items():
+            print(f"{name}: {why}", file=sys.stderr)
 
 
 @app.command()

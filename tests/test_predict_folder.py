@@ -78,15 +78,46 @@ def test_too_many_failures_and_an_empty_folder_are_refused(folder: Path, tmp_pat
         predict_folder.pictures_of(tmp_path / "empty")
 
 
+def test_answers_to_two_requests_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    run(folder, out := tmp_path / "out")
+    mask = np.eye(4, 6, dtype=bool)
+    for mode, said, message in (
+        ("trace", {}, "mode is 'trace', expected 'caption', which the answers in '.*out' are to. Choose another --out"),
+        ("caption", {"box": (1, 2, 3, 4)}, r"box is \[1, 2, 3, 4\], expected None"),
+        ("caption", {"mask": mask}, "mask is '6 x 4, [0-9a-f]{12}', expected None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_folder.check_asked(out, mode, said)
+    predict_folder.check_asked(out, "caption", {"box": None})
+    # What was asked before there were answers is of no account: most likely it could not be asked.
+    (out / "predictions.jsonl").unlink()
+    predict_folder.check_asked(out, "trace", {})
+
+
 def test_from_the_command_line(
     folder: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    out = ["--out", str(tmp_path / "out"), "--max-failures", "1"]
     for words, code, told in (
-        (["--out", str(tmp_path / "out"), "--max-failures", "1"], 0, "4 pictures, 0 from before, 1 failed"),
-        (["--out", str(tmp_path / "out"), "--max-failures", "1"], 0, "0 pictures, 4 from before, 1 failed"),
+        ([*out, "--format", "localized_narratives"], 2, "--mode is 'caption', expected one that --format localized_n"),
+        (out, 0, "4 pictures, 0 from before, 1 failed"),
+        # Nothing is asked again for its sake.
+        ([*out, "--format", "coco"], 0, "0 pictures, 4 from before, 1 failed"),
+        ([*out, "--format", "coco"], 0, "captions.json: 4 pictures, 0 without an entry"),
+        ([*out, "--text", "a dog"], 2, "text is 'a dog', expected None, which the answers in"),
         ([], 2, "image is a folder, expected --out DIR"),
     ):
         with pytest.raises(SystemExit) as left:
             main(["predict", str(folder), "--checkpoint", str(tiny_run), "--mode", "caption", *words])
         captured = capsys.readouterr()
         assert (left.value.code or 0) == code and told in captured.out + captured.err
+    content = json.loads((tmp_path / "out" / "captions.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [one["caption"] for one in content["annotations"]] == [line["text"] for line in lines]
+    assert [image["file_name"] for image in content["images"]] == [f"{k}.png" for k in range(4)]
+
+
+def test_the_format_of_one_picture_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", str(folder / "0.png"), "--checkpoint", "nowhere", "--format", "coco"])
+    assert "--format is 'coco', expected none: image is no folder" in capsys.readouterr().err
