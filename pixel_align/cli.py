@@ -128,7 +128,7 @@ def predict(
         typer.Option(
             help="trace: a sentence with a place for every word; caption: a sentence; refer, segment: the box, or box "
             "and mask, of what --text names; answer: words on the question --text; "
-            "describe: words about --box, --point or --mask."
+            "describe: words about --box, --point, --scribble or --mask."
         ),
     ] = "trace",
     text: Annotated[
@@ -138,6 +138,9 @@ def predict(
     box: Annotated[str | None, typer.Option(help="What is asked about: x0,y0,x1,y1 in pixels of the picture.")] = None,
     point: Annotated[
         list[str] | None, typer.Option(help="A point on what is asked about: x,y in pixels; may be given again.")
+    ] = None,
+    scribble: Annotated[
+        str | None, typer.Option(help="A line drawn over what is asked about, by its corners: 'x,y x,y ...' in pixels.")
     ] = None,
     mask: Annotated[
         str | None, typer.Option(help="A black and white PNG of the picture's size: what is meant.")
@@ -160,6 +163,8 @@ def predict(
         points = [numbers("--point", one, 2) for one in point] if point else None
         inside = read_mask(read_file("--mask", mask)) if mask is not None else None
         said = {"instruction": instruction, "text": text, "box": asked, "points": points, "mask": inside}
+        if scribble is not None:
+            said["scribble"] = [numbers("--scribble", corner, 2) for corner in scribble.split()]
         if Path(image).is_dir():
             if not out or json_out:
                 raise ValueError("image is a folder, expected --out DIR and no --json: its lines go there. Give --out.")

@@ -25,6 +25,7 @@ class Augment:
     flip_rate: float = 0.0  # mirrored left to right; never where the text names a side
     evaluation: Literal["fit", "center_crop"] = "fit"  # without randomness: the whole picture, or its middle
     point_prompts: float = 0.0  # share of the regions to describe that are asked about by points inside them
+    scribble_prompts: float = 0.0  # by points along a line drawn over them
     mask_prompts: float = 0.0  # by their masks, where they have one; the rest by their boxes
     keep: float = 0.5  # a word keeps its place, a region its text, if this share of its box is still seen
 
@@ -268,27 +269,39 @@ class PixelFeatureConverter:
     def _asked(
         self, box: np.ndarray, png: bytes, placement: geometry.Placement, rng: np.random.Generator | None
     ) -> _Prompt:
-        """How a region is asked about: by its box; in training at some rates by points inside it or by its mask."""
-        kind = 1.0 if rng is None else rng.random()
-        if kind < self.augment.point_prompts and self.shape.prompt_points:
-            return self._points_inside(box, png, placement, rng)
-        if kind - self.augment.point_prompts < self.augment.mask_prompts and self.shape.prompt_mask and png:
+        """How a region is asked about: by its box; in training at some rates by points in it, a line or its mask."""
+        if rng is None:
+            return _Prompt(box)
+        rates = (self.augment.point_prompts, self.augment.scribble_prompts, self.augment.mask_prompts)
+        kind = int(np.searchsorted(np.cumsum(rates), rng.random(), side="right"))
+        room = self.shape.prompt_points
+        if kind == 0 and room:
+            return self._by_points(
+                self._points_inside(box, png, placement, rng, int(rng.integers(1, room + 1))), placement
+            )
+        if kind == 1 and room:
+            # A line through a few places of it is what a hand draws; it may leave a hollow shape on its way.
+            corners = self._points_inside(box, png, placement, rng, int(rng.integers(2, 5)))
+            return self._by_points(geometry.along(corners, room), placement)
+        if kind == 2 and self.shape.prompt_mask and png:
             return _Prompt(placement.valid_box, boxed=False, png=bytes(png))
         return _Prompt(box)
 
+    @staticmethod
+    def _by_points(xy: np.ndarray, placement: geometry.Placement) -> _Prompt:
+        return _Prompt(placement.valid_box, boxed=False, xy=xy.astype(np.float32), foreground=np.ones(len(xy), bool))
+
     def _points_inside(
-        self, box: np.ndarray, png: bytes, placement: geometry.Placement, rng: np.random.Generator | None
-    ) -> _Prompt:
-        """Some points of the mask, or of the box where there is none or the view leaves nothing of it."""
-        assert rng is not None
-        count = int(rng.integers(1, self.shape.prompt_points + 1))
+        self, box: np.ndarray, png: bytes, placement: geometry.Placement, rng: np.random.Generator, count: int
+    ) -> np.ndarray:
+        """Some points [count, 2] of the mask, or of the box where there is none or the view leaves nothing of it."""
         xy = box[:2] + rng.random((count, 2)) * (box[2:] - box[:2])
         if png:
             canvas = placement.canvas
             cells = np.argwhere(image.mask_to_cells(image.read_mask(bytes(png)), placement, canvas))
             if len(cells):
                 xy = (cells[rng.integers(len(cells), size=count)][:, ::-1] + 0.5) / canvas
-        return _Prompt(placement.valid_box, boxed=False, xy=xy.astype(np.float32), foreground=np.ones(count, bool))
+        return xy
 
     def _asked_by_points(self, example: Example, placement: geometry.Placement) -> _Prompt:
         """The points that an example may ask with: prompt_points [k, 2] in fractions of the picture and

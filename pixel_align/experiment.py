@@ -73,3 +73,12 @@ class Experiment:
             (dataclasses.replace(self.model, shape=shape) if shape else self.model, self.data.of_group(index))
             for index, shape in enumerate(shapes)
         ]
+
+    def widest(self) -> ModelConfig:
+        """The model with room for what any batch of a step has room for, so that predicting cuts nothing that was
+        trained to be read. Room that is not used is padding, which changes no word and no place.
+        """
+        shapes = [model.shape for model, _ in self.batches()]
+        read = ("text", "instruction", "prompt_points", "prompt_mask")
+        most = {name: max(getattr(shape, name) for shape in shapes) for name in read}
+        return dataclasses.replace(self.model, shape=dataclasses.replace(self.model.shape, **most))

@@ -217,6 +217,18 @@ def points_inside(points: Array, boxes: Array) -> Array:
     return xp.all((points >= boxes[..., :2]) & (points <= boxes[..., 2:]), axis=-1)
 
 
+def along(path: Array, count: int) -> np.ndarray:
+    """A line of corners [k, 2], k at least 1 -> `count` points Float64[count, 2] on it at equal distances.
+
+    Its ends are the first and the last; one point alone is its middle.
+    """
+    corners = np.asarray(path, np.float64)
+    _check_last(corners, (2,), "path")
+    gone = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=-1))])
+    at = np.linspace(0, gone[-1], count) if count > 1 else gone[-1:] / 2
+    return np.stack([np.interp(at, gone, corners[:, axis]) for axis in (0, 1)], axis=-1)
+
+
 def visible_share(boxes: Array, within: Any) -> Array:
     """Boxes [..., 4], one box `within` of the same frame -> the share [...] in [0, 1] of each that lies inside.
 

@@ -35,7 +35,8 @@ class Predictor:
 
     def __init__(self, config: Experiment, params: Any, vocabulary: text.Vocabulary) -> None:
         self.config, self.params, self.vocabulary = config, params, vocabulary
-        self._family, self._compiled = models.family_of(config.model), compiled(config.model)
+        self._model = config.widest()
+        self._family, self._compiled = models.family_of(self._model), compiled(self._model)
         self._features: jax.Array | None = None
         self._placement: geometry.Placement | None = None
 
@@ -57,7 +58,7 @@ class Predictor:
           pixel_align.image.ImageError: no such file, not a picture, too large.
         """
         pixels = picture if isinstance(picture, np.ndarray) else image.read_image(picture)
-        canvas, self._placement = image.fit_to_canvas(pixels, self.config.model.shape.canvas)
+        canvas, self._placement = image.fit_to_canvas(pixels, self._model.shape.canvas)
         valid_size = np.asarray([self._placement.valid_size], np.int32)
         self._features = self._compiled.encode(self.params, canvas[None], valid_size)
 
@@ -98,14 +99,14 @@ class Predictor:
             raise ValueError("no picture is set, expected one. Call set_image first.")
         if "instruction" in taken:
             said["instruction"] = self._instruction(said.get("instruction", ""))
-        request = modes[mode].ask(self.config.model, self.vocabulary, self._placement, **said)
+        request = modes[mode].ask(self._model, self.vocabulary, self._placement, **said)
         answer = self._compiled.answer[mode](self.params, self._features, request)
         answer = jax.tree.map(lambda x: np.asarray(x)[0], answer)
         return modes[mode].tell(answer, self.vocabulary, self._placement, said)
 
     def _instruction(self, given: str) -> str:
         """The words that ask. Given ones must fit; the experiment's own are cut as they were in training."""
-        own, room = self.config.instruction, self.config.model.shape.instruction
+        own, room = self.config.instruction, self._model.shape.instruction
         if given and given != own and (asked := len(self.vocabulary.encode(given))) > room:
             raise ValueError(
                 f"instruction has {asked} tokens, expected at most {room}. Shorten it, or train with a larger "

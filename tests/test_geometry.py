@@ -262,3 +262,12 @@ def test_numpy_and_jax_agree_under_jit() -> None:
 def test_errors_say_what_is_wrong(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_points_along_a_line_are_equally_far_apart_on_the_way() -> None:
+    bent = np.asarray([[0.0, 0.0], [3.0, 0.0], [3.0, 1.0]])
+    np.testing.assert_allclose(geometry.along(bent, 5), [[0, 0], [1, 0], [2, 0], [3, 0], [3, 1]])
+    np.testing.assert_allclose(geometry.along(bent, 1), [[2, 0]])
+    np.testing.assert_allclose(geometry.along(bent[:1], 3), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="path"):
+        geometry.along(np.zeros((2, 3)), 2)

@@ -187,6 +187,7 @@ def ask_caption(
     box: Any = None,
     points: Any = None,
     foreground: Any = None,
+    scribble: Any = None,
     mask: Any = None,
 ) -> Request:
     """The request for a sentence about a picture or a part of it.
@@ -196,6 +197,8 @@ def ask_caption(
       box: (x0, y0, x1, y1) in pixels of the original; the whole picture by default.
       points: [k, 2] xy in pixels of the original, in place of the box or beside it.
       foreground: k bools, whether each point is on what is meant; all are by default.
+      scribble: [k, 2] xy in pixels of the original, the corners of a line drawn over what is meant, in place of points:
+        as many points on it as the model reads.
       mask: Bool[H, W] of the size of the picture, in place of the box or beside it.
 
     Raises:
@@ -205,6 +208,7 @@ def ask_caption(
     shape = config.shape
     instruction_tokens = np.full((1, 1, shape.instruction), vocabulary.pad_id, np.int32)
     asked = vocabulary.encode(instruction)[: shape.instruction]
+    points = points if scribble is None else _along(scribble, points, shape.prompt_points)
     instruction_tokens[0, 0, : len(asked)] = asked
     return Request(
         valid_size=np.asarray([placement.valid_size], np.int32),
@@ -226,6 +230,7 @@ def ask_trace(
     box: Any = None,
     points: Any = None,
     foreground: Any = None,
+    scribble: Any = None,
     mask: Any = None,
 ) -> Request:
     """As `ask_caption`; with `text`, a given sentence to be read instead of writing one.
@@ -234,7 +239,15 @@ def ask_trace(
       ValueError: also for a text that has more tokens than the model reads.
     """
     request = ask_caption(
-        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground, mask=mask
+        config,
+        vocabulary,
+        placement,
+        instruction=instruction,
+        box=box,
+        points=points,
+        foreground=foreground,
+        scribble=scribble,
+        mask=mask,
     )
     if text is None:
         return request
@@ -271,18 +284,29 @@ def ask_describe(
     box: Any = None,
     points: Any = None,
     foreground: Any = None,
+    scribble: Any = None,
     mask: Any = None,
 ) -> Request:
     """The request for words about a part of a picture, see `ask_caption`.
 
     Raises:
-      ValueError: neither box nor points.
+      ValueError: neither box, points, scribble nor mask.
     """
-    if box is None and points is None and mask is None:
-        raise ValueError("box, points and mask are missing, expected one of them. Say what is to be described.")
+    if all(given is None for given in (box, points, scribble, mask)):
+        raise ValueError(
+            "box, points, scribble and mask are missing, expected one of them. Say what is to be described."
+        )
     instruction = INSTRUCTIONS["describe"]
     return ask_caption(
-        config, vocabulary, placement, instruction=instruction, box=box, points=points, foreground=foreground, mask=mask
+        config,
+        vocabulary,
+        placement,
+        instruction=instruction,
+        box=box,
+        points=points,
+        foreground=foreground,
+        scribble=scribble,
+        mask=mask,
     )
 
 
@@ -318,6 +342,17 @@ def _box(box: Any, placement: geometry.Placement) -> np.ndarray:
             f"box is {box}, expected one inside the picture of {width} x {height} pixels. Give pixels of the original."
         )
     return geometry.clip_boxes(placement.to_canvas(given), placement.valid_box).astype(np.float32)
+
+
+def _along(scribble: Any, points: Any, room: int) -> np.ndarray:
+    """The points of a scribble in pixels of the original, as many as the model reads."""
+    line = np.asarray(scribble, np.float32)
+    if points is not None or line.ndim != 2 or line.shape[1:] != (2,) or not len(line):
+        raise ValueError(
+            f"scribble is of shape {list(line.shape)} beside {'no' if points is None else 'other'} points, expected "
+            "[k, 2] alone, the corners of a line. Give either."
+        )
+    return geometry.along(line, max(room, 1))  # without room the points are refused
 
 
 def _points(

@@ -139,7 +139,7 @@ def test_a_region_is_asked_about_by_points_or_its_mask_where_the_model_reads_the
 ) -> None:
     """In training at the rates that are set, in evaluation by the box; points lie on the mask."""
     shape = dataclasses.replace(experiment.batches()[1][0].shape, prompt_points=3, prompt_mask=16)
-    rates = Augment(point_prompts=0.4, mask_prompts=0.3)
+    rates = Augment(point_prompts=0.3, scribble_prompts=0.2, mask_prompts=0.3)
     convert = PixelFeatureConverter(shape, vocabulary, rates)
     kinds: collections.Counter[str] = collections.Counter()
     for seed in range(60):
@@ -149,15 +149,21 @@ def test_a_region_is_asked_about_by_points_or_its_mask_where_the_model_reads_the
             points, mask = row.prompt_points, row.prompt_masks
             cells = image.mask_to_cells(image.read_mask(example["region_mask"][k]), placement, 16)
             kind = "box" if points.boxed[k] else "mask" if mask.given[k] else "points"
+            corners = points.xy[k]
+            if points.mask[k].all() and np.allclose(corners[0] + corners[2], 2 * corners[1], atol=1e-5):
+                kind = "line"  # of two corners; three random points are not on one
             kinds[kind] += 1
-            assert points.mask[k].any() == (kind == "points") and mask.cells[k].any() == (kind == "mask")
+            assert points.mask[k].any() == (kind in ("points", "line")) and mask.cells[k].any() == (kind == "mask")
             if kind == "mask":
                 np.testing.assert_array_equal(mask.cells[k], cells)
             inside = image.mask_to_cells(image.read_mask(example["region_mask"][k]), placement, 32)
             for x, y in points.xy[k][points.mask[k]] * 32:
-                assert inside[int(y), int(x)] and points.foreground[k][points.mask[k]].all()
+                assert points.foreground[k][points.mask[k]].all()
+                assert inside[int(y), int(x)] or kind == "line" or points.mask[k].all()
     share = {kind: count / kinds.total() for kind, count in kinds.items()}
-    assert share == pytest.approx({"points": 0.4, "mask": 0.3, "box": 0.3}, abs=0.12)
+    # A third of the lines have two corners; the others pass for points here.
+    assert share == pytest.approx({"points": 0.43, "line": 0.07, "mask": 0.3, "box": 0.2}, abs=0.12)
+    assert 0 < share["line"] < 0.2
     row, _ = convert({**examples[0], "asks": b"describe"})
     assert row.prompt_points.boxed.all() and not row.prompt_masks.given.any()
 
@@ -304,7 +310,7 @@ def test_what_cannot_be_referred_to(predictor: Predictor, examples: list[dict[st
     predictor.set_image(examples[0]["image"])
     for mode, said, message in (
         ("refer", {}, "text is empty, expected the words that name something"),
-        ("describe", {}, "box, points and mask are missing, expected one of them"),
+        ("describe", {}, "box, points, scribble and mask are missing, expected one of them"),
         ("refer", {"box": (0, 0, 9, 9)}, "box is given in mode 'refer', expected only text"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -338,5 +344,20 @@ def test_masks_and_points_move_the_visual_tokens_and_no_mask_is_the_published_co
     asked: list[dict[str, Any]] = [{"mask": mask}, {"mask": other}, {"points": [[9, 9]]}, {"box": (4, 4, 40, 40)}]
     scores = [predictor.predict("describe", **said).logprob for said in asked]
     assert len({round(score, 5) for score in scores}) == len(scores)
+    # A scribble is points along a line, as many as there is room for.
+    line = predictor.predict("describe", scribble=[[5, 5], [25, 15]])
+    assert line.logprob == predictor.predict("describe", points=[[5, 5], [25, 15]]).logprob
+    with pytest.raises(ValueError, match=r"scribble is of shape \[1, 2\] beside other points, expected \[k, 2\] alone"):
+        predictor.predict("describe", scribble=[[5, 5]], points=[[5, 5]])
     with pytest.raises(ValueError, match=r"mask is bool\[2, 2\] with 4 pixels inside, expected bool\[64, 64\]"):
         predictor.predict("describe", mask=np.ones((2, 2), bool))
+
+
+def test_predicting_has_room_for_what_any_batch_has_room_for(experiment: Experiment) -> None:
+    """Narratives are asked with few words, expressions with more: none is cut when it is predicted."""
+    changes = ["model.shape.instruction=2", "model.shape.text=9"]
+    asked = config.override(experiment, changes)
+    shapes = [model.shape for model, _ in asked.batches()]
+    shape = asked.widest().shape
+    assert (shape.instruction, shape.text) == (shapes[1].instruction, shapes[1].text) == (4, 16)
+    assert (shape.regions, shape.prompts) == (shapes[0].regions, shapes[0].prompts)
