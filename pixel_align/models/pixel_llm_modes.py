@@ -416,6 +416,13 @@ def tell_caption(
     return Prediction(told.text, told.size, told.logprob, told.words, told.word_spans, scores=told.scores)
 
 
+def tell_answer(
+    answer: Answer, vocabulary: Vocabulary, placement: geometry.Placement, said: Mapping[str, Any]
+) -> Prediction:
+    """The answer: the text that is given was the question."""
+    return tell_caption(answer, vocabulary, placement, {})
+
+
 def tell_describe(
     answer: Answer, vocabulary: Vocabulary, placement: geometry.Placement, said: Mapping[str, Any]
 ) -> Prediction:
@@ -663,7 +670,7 @@ MODES = {
     "answer": Mode(
         ask_answer,
         answer,
-        tell_caption,
+        tell_answer,
         Scoring(asked_alone, answer, question_target, said_of_descriptions, (*_REGIONS, "region_question")),
     ),
 }
