@@ -3,8 +3,8 @@
     make proof NAME=readers
 
 They read the expressions of the scenes that `experiments/synthetic.py` evaluates on; where several objects fit, they
-guess. Writes docs/proof/readers.json, and the tables of docs/synthetic.md from it and from docs/proof/synthetic.json, if
-that is there.
+guess. Writes docs/proof/readers.json, and from it and docs/proof/synthetic.json, if that is there, the tables of
+docs/synthetic.md.
 """
 
 import json
@@ -101,8 +101,8 @@ def tables(made: Mapping[str, Any], readers: Mapping[str, Any]) -> str:
             )
     lines += [
         "",
-        f"Readers of the list of objects, on the same scenes (`{readers['command']}`, commit {readers['commit']}): P@0.5 "
-        "of one who ignores",
+        f"Readers of the list of objects, on the same scenes (`{readers['command']}`, commit {readers['commit']}): "
+        "P@0.5 of one who ignores",
         "",
         "| expressions | how many | nothing | colours | shapes | relations |",
         "|---|---|---|---|---|---|",
