@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pixel_align.evaluation.rows import Row, column, mean
+
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = ("a", "an", "the")
@@ -32,16 +34,16 @@ def bare(text: str) -> str:
     return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES)
 
 
-def row(target: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def row(target: Mapping[str, Any], prediction: Mapping[str, Any]) -> Row:
     """One question.
 
     Args:
       target: `answers`, texts, at least one. prediction: `text`.
 
     Returns:
-      exact: Float64, 1 where the text is one of the answers, both as `plain` has them.
-      VQA_style: Float64, how far people agree with the text, all as `bare` has them: with each of K answers left out in
-        turn, the share of three that is met by the others, at most 1; the mean of the K. With one answer: 1 or 0.
+      exact: Float64[1], 1 where the text is one of the answers, both as `plain` has them.
+      VQA_style: Float64[1], how far people agree with the text, all as `bare` has them: with each of K answers left out
+        in turn, the share of three that is met by the others, at most 1; the mean of the K. With one answer: 1 or 0.
     """
     answers = target["answers"]
     if isinstance(answers, str) or not len(answers):
@@ -50,11 +52,11 @@ def row(target: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, n
     if len(agree) > 1:
         agree = np.minimum((agree.sum() - agree) / _ENOUGH, 1)
     return {
-        "exact": np.asarray(float(any(plain(answer) == plain(prediction["text"]) for answer in answers))),
-        "VQA_style": np.asarray(agree.mean()),
+        "exact": np.array([any(plain(answer) == plain(prediction["text"]) for answer in answers)], np.float64),
+        "VQA_style": np.array([agree.mean()]),
     }
 
 
-def summary(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+def summary(rows: Sequence[Row]) -> dict[str, float]:
     """The means over all questions; NaN where there are none."""
-    return {key: float(np.mean([row[key] for row in rows])) if rows else float("nan") for key in ("exact", "VQA_style")}
+    return {key: mean(column(rows, key)) for key in ("exact", "VQA_style")}

@@ -375,6 +375,33 @@ def our_descriptions(predictions: Path, targets: Path) -> Cases:
     return _pair(truths, said, {"text": ""})
 
 
+def our_answers(predictions: Path, targets: Path) -> Cases:
+    """Our own JSON lines of the mode answer, as `our_regions` has them: a case for each question."""
+    truths = {name: _Truth(image, {"answers": [text]}, "") for name, image, text, _, _, _ in _our_targets(targets)}
+    said = ((name, {"text": region.text("text")}) for name, region in _our_predictions(predictions))
+    return _pair(truths, said, {"text": ""})
+
+
+def vqa(predictions: Path, targets: Path) -> Cases:
+    """VQA's results, [{question_id, answer}], against its annotations: {annotations: [{question_id, image_id, answers:
+    [{answer}]}]}, a case for each question.
+    """
+    content = json_files.load(targets, "targets")
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+        raise ValueError(f"targets {str(targets)!r} are no annotations of VQA, expected annotations. Check the file.")
+    truths: dict[str, _Truth] = {}
+    for record in json_files.records(content["annotations"], _where(targets, "annotations")):
+        answers = [one.text("answer") for one in record.several("answers")]
+        if not answers:
+            record.refuse("answers", "one or more")
+        if (key := record.identity("question_id")) in truths:
+            record.refuse("question_id", "an id that no other question has")
+        truths[key] = _Truth(record.identity("image_id"), {"answers": answers}, "")
+    listed = json_files.records(json_files.load(predictions, "predictions"), _where(predictions))
+    said = ((record.identity("question_id"), {"text": record.text("answer")}) for record in listed)
+    return _pair(truths, said, {"text": ""})
+
+
 def _our_targets(path: Path) -> Iterator[tuple[str, str, str, np.ndarray | None, masks.Rle | None, Record]]:
     """(region id, image id, text, box Float64[4], mask, its line) of each region."""
     known: set[str] = set()
@@ -423,6 +450,8 @@ READERS: Mapping[str, Reader] = {
     "ours": Reader(traces, "traces", "predictions.jsonl and targets.jsonl of `pixel-align evaluate`, mode trace"),
     "our_regions": Reader(our_regions, "referring", "the same of the modes refer and segment"),
     "our_descriptions": Reader(our_descriptions, "captions", "the same of the mode describe"),
+    "our_answers": Reader(our_answers, "answers", "the same of the mode answer"),
+    "vqa": Reader(vqa, "answers", "VQA's results, its annotations"),
 }
 
 

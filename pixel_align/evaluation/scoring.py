@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixel_align.evaluation import (
+    answers,
     bootstrap,
     captioning,
     dense_captioning,
@@ -199,6 +200,10 @@ def _referring(rows: Sequence[Row]) -> Figures:
 
 def _box_or_mask_iou(row: Row) -> float:
     return _mean(row, "iou" if len(row["iou"]) else "mask_iou")
+
+
+def _answers(rows: Sequence[Row]) -> Figures:
+    return bootstrap.of_ratios({key: (_sum(rows, key), _count(rows, key)) for key in ("exact", "VQA_style")})
 
 
 def _dense(rows: Sequence[Row]) -> Figures:
@@ -472,6 +477,9 @@ SCORERS: Mapping[str, Scorer] = {
     "captions": Scorer(_caption_rows, captioning.summary, _captions, lambda row: meteor.score(row["meteor"]), "METEOR"),
     "narratives": Scorer(
         _narrative_rows, _narrative_figures, _narratives, lambda row: meteor.score(row["text_meteor"]), "METEOR"
+    ),
+    "answers": Scorer(
+        _each(answers.row), answers.summary, _answers, lambda row: _mean(row, "VQA_style"), "agreement with the answers"
     ),
     "dense_captions": Scorer(
         _each(dense_captioning.row),

@@ -99,6 +99,11 @@ def narrative(rng: np.random.Generator, k: int) -> Case:
     return Case(one.id, one.image_id, target, {**one.prediction, "boxes": found})
 
 
+def question(rng: np.random.Generator, k: int) -> Case:
+    answers = rng.choice(["two", "2", "no"], 1 + k % 5).tolist()
+    return Case(str(k), str(k // 3), {"answers": answers}, {"text": ("two", "no", "")[k % 3]})
+
+
 def words(references: list[str], said: str) -> float:
     return 1.0 if said in references else 0.12
 
@@ -116,6 +121,7 @@ def letters(references: list[str], said: str) -> np.ndarray:
 MAKERS: dict[str, Make] = {
     "referring": expression,
     "captions": caption,
+    "answers": question,
     "narratives": narrative,
     "dense_captions": regions,
     "detection": objects,
@@ -238,6 +244,14 @@ FILES: dict[str, tuple[Any, dict[str, Any], str, tuple[str, ...]]] = {
     "our_descriptions": (
         [REGION], {"id": "r", "region_id": ["a"], "regions": [{"text": "cat", "box": [1, 1, 5, 5]}]}, "ROUGE-L",
         ("region_id",),
+    ),
+    "our_answers": (
+        [REGION], {"id": "r", "region_id": ["a"], "regions": [{"text": "Cat.", "box": [0, 0, 9, 9]}]}, "exact",
+        ("region_id",),
+    ),
+    "vqa": (
+        {"annotations": [{"question_id": 3, "image_id": 7, "answers": [{"answer": "2"}] * 4 + [{"answer": "two"}]}]},
+        {"question_id": 3, "answer": "Two"}, "VQA_style", ("question_id",),
     ),
 }  # fmt: skip
 
