@@ -50,7 +50,7 @@ class DataConfig:
     mixture: str = "localized_narratives_coco"  # a seqio task or mixture
     split: str = "train"
     dir: str = ""  # folder of the built sets; "" for $TFDS_DATA_DIR
-    vocabulary: str = ""  # SentencePiece .model file; a checkpoint folder holds its own copy
+    vocabulary: str = ""  # SentencePiece .model or WordPiece .txt file; a checkpoint folder holds its own copy
     batch_size: int = 256  # over all processes
     further: tuple[Group, ...] = ()  # more batches of every step; losses are summed over all of them, divided once
     seed: int = 0  # of the order and of the augmentation

@@ -219,7 +219,8 @@ def find_vocabulary(config: Experiment, checkpoints: Path) -> text.Vocabulary:
     """
     if not config.data.vocabulary and not checkpoints.is_dir():
         raise ValueError(
-            "data.vocabulary is '', expected a SentencePiece .model file. Give it: --set data.vocabulary=FILE."
+            "data.vocabulary is '', expected a SentencePiece .model or WordPiece .txt file. "
+            "Give it: --set data.vocabulary=FILE."
         )
     return text.load_vocabulary(config.data.vocabulary or checkpoints)
 

@@ -1,7 +1,7 @@
 """Checkpoints on disk: parameters, optimizer, data position, config and vocabulary, in one folder that can be moved.
 
     FOLDER/config.json          the experiment, resolved
-    FOLDER/vocabulary.model     the vocabulary that the tokens are of
+    FOLDER/vocabulary.model     the vocabulary that the tokens are of (.model SentencePiece, .txt WordPiece)
     FOLDER/<step>/params        all parameters
     FOLDER/<step>/average       their moving average, if the run keeps one (prediction prefers it)
     FOLDER/<step>/optimizer     optimizer state
@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from pixel_align import param_rules
-from pixel_align.text import Vocabulary, load_vocabulary
+from pixel_align.text import Vocabulary, load_vocabulary, vocabulary_files
 
 CONFIG = "config.json"
 
@@ -83,7 +83,9 @@ def write_header(folder: str | os.PathLike[str], config_json: str, vocabulary: V
     """Writes config and vocabulary beside the steps, whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(folder)
+    saved = vocabulary.save(folder)
+    for other in set(vocabulary_files(folder)) - {saved}:
+        other.unlink(missing_ok=True)  # of a run that was begun here and left nothing else
     partial = folder / f".{CONFIG}.{os.getpid()}"
     partial.write_text(config_json, encoding="utf-8")
     partial.replace(folder / CONFIG)

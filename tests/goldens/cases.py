@@ -18,6 +18,7 @@ import numpy as np
 
 from pixel_align import param_rules
 from pixel_align.batch import PromptPoints
+from pixel_align.nn.bert import Bert, BertConfig
 from pixel_align.nn.eva_vit import EvaVit, EvaVitConfig
 from pixel_align.nn.mask_decoder import MaskDecoder, MaskDecoderConfig
 from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
@@ -208,6 +209,21 @@ def _t5() -> Case:
     return Case("t5", "T5 1.1", "3 + 3 layers, 150 words read, 40 written; logits", T5(config), inputs, spread=0.1)
 
 
+def _bert() -> Case:
+    rng = np.random.default_rng(0)
+    valid = np.arange(20) < np.array([20, 9, 1])[:, None]
+    words, tokens = (rng.integers(4, 64, (3, length)).astype(np.int32) for length in (20, 15))
+    tokens[:, 0] = 2
+    config = BertConfig.tiny(vocab_size=64, layers=3, positions=32, scan=False)
+    return Case(
+        "bert",
+        "BERT prefix decoder",
+        "3 layers, 20 words before, 15 written; logits",
+        Bert(config),
+        (words, valid, tokens),
+    )
+
+
 def _all() -> list[Case]:
     grid = _Tokens(PromptEncoderConfig(width=32), ())
     return [
@@ -233,6 +249,7 @@ def _all() -> list[Case]:
         _eva(7, 4, False, False),
         _eva(7, 4, True, True),
         _t5(),
+        _bert(),
     ]
 
 
