@@ -1,9 +1,10 @@
 """Regions: phrases that each name one place of a picture -> a TFDS set, one record per picture -> seqio Tasks.
 
-Referring expressions and region descriptions are the same thing, asked in two directions: from the words to the place
-("refer") or from the place to the words ("describe"). Readers of data sets (`refcoco`, `visual_genome`, ...) turn their
-publishers' files into `Picture`s; `build` writes them, `register` makes Tasks of them. What a record holds is said at
-`RegionSet.features`, what an example holds at `OUTPUT_FEATURES`.
+Referring expressions and region descriptions are the same thing, asked in several directions: from the words to the
+place ("refer"), from the place to the words ("describe"), or for all places and words at once ("densecap"). Readers of
+data sets (`refcoco`, `visual_genome`, ...) turn their publishers' files into `Picture`s; `build` writes them,
+`register` makes Tasks of them. What a record holds is said at `RegionSet.features`, what an example holds at
+`OUTPUT_FEATURES`.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from data_pipelines.narratives import BadRecord, Skipped
 from pixel_align.text import INSTRUCTIONS
 
 Size = tuple[int, int]  # (height, width) in pixels
-Asks = Literal["refer", "describe"]
+Asks = Literal["refer", "describe", "densecap"]
 _Case = Mapping[str, Any]  # one example, or what is predicted for it
 
 _EDGE = 1.0  # pixels by which a box may pass the edge of its picture before that is worth a word
@@ -388,7 +389,9 @@ OUTPUT_FEATURES = {
     "image": _feature(tf.string, 0),  # encoded JPEG, upright RGB
     "image_id": _feature(tf.string, 0),
     "example_id": _feature(tf.string, 0),  # the image id: one example per picture
-    "asks": _feature(tf.string, 0),  # refer: the text is read, its place is the answer; describe: the other way round
+    "asks": _feature(
+        tf.string, 0
+    ),  # refer: text -> place; describe: place -> text; densecap: picture -> all places and texts
     "instruction": _feature(tf.string, 0),  # "" = none; {text} stands for each region's text
     "region_id": _feature(tf.string, 1),  # [K]
     "object_id": _feature(tf.string, 1),  # [K], "" = not known
@@ -476,6 +479,26 @@ def caption_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> di
     return figures
 
 
+def densecap_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> dict[str, float]:
+    """Metrics of finding and describing everything, see `pixel_align.evaluation.dense_captioning`.
+
+    Returns:
+      mAP and mAP_detection; the latter alone where METEOR's tables are not installed.
+    """
+    from pixel_align.evaluation import dense_captioning
+
+    pairs = list(zip(targets, predictions, strict=True))
+    try:
+        figures = dense_captioning.summary([dense_captioning.row(*pair) for pair in pairs])
+    except ModuleNotFoundError:
+        rows = [dense_captioning.row(*pair, meteor=lambda references, said: 0.0) for pair in pairs]
+        return {"mAP_detection": dense_captioning.summary(rows)["mAP_detection"]}
+    return {key: figures[key] for key in ("mAP", "mAP_detection")}
+
+
+_SCORES = {"refer": referring_scores, "describe": describe_scores, "densecap": densecap_scores}
+
+
 def _texts(targets: Sequence[_Case], predictions: Sequence[_Case]) -> Iterator[tuple[str, str]]:
     for target, predicted in zip(targets, predictions, strict=True):
         yield from zip(target["region_text"], predicted["texts"], strict=True)
@@ -494,17 +517,17 @@ def register(
 ) -> None:
     """Registers the Task `name` over the set `builder_name` (else `name`), once.
 
-    Its metrics are `score`, else those of what it asks: `referring_scores`, `describe_scores`. A Task is of no folder:
+    Its metrics are `score`, else those of what it asks: `referring_scores` and so on. A Task is of no folder:
     see `sources.TfdsFolder`.
     """
     if name in seqio.TaskRegistry.names():
         return
     # As prediction asks: a model would be asked otherwise than it was taught.
-    instruction = INSTRUCTIONS[asks] if instruction is None else instruction
+    instruction = INSTRUCTIONS["describe" if asks == "densecap" else asks] if instruction is None else instruction
     seqio.TaskRegistry.add(
         name,
         source=sources.TfdsFolder(builder_name or name, decoders={"image": tfds.decode.SkipDecoding()}),
         preprocessors=[functools.partial(as_examples, asks=asks, instruction=instruction)],
         output_features=OUTPUT_FEATURES,
-        metric_fns=[score or (referring_scores if asks == "refer" else describe_scores)],
+        metric_fns=[score or _SCORES[asks]],
     )

@@ -2,7 +2,7 @@
 
 `build` reads what `synthetic.write` wrote as any reader of RefCOCO, Visual Genome and LLaVA would. Importing this
 module registers the Tasks `synthetic_expressions` (refer; figures also for each kind of expression),
-`synthetic_regions` (describe) and `synthetic_questions` (answer).
+`synthetic_regions` (describe), `synthetic_densecap` (the same set, densecap) and `synthetic_questions` (answer).
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from data_pipelines.building import Built
 from data_pipelines.regions import Picture, Region
 
 EXPRESSIONS, REGIONS, QUESTIONS = "synthetic_expressions", "synthetic_regions", "synthetic_questions"
+DENSECAP = "synthetic_densecap"  # the set REGIONS, all of it asked for at once
 
 
 def build(
@@ -95,4 +96,5 @@ def _some(case: Mapping[str, Any], rows: Sequence[int], keys: Sequence[str]) -> 
 
 regions.register(EXPRESSIONS, "refer", score=scores)
 regions.register(REGIONS, "describe", score=regions.describe_scores)
+regions.register(DENSECAP, "densecap", REGIONS)
 questions.register(QUESTIONS)

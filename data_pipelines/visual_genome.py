@@ -170,3 +170,4 @@ def _is_list(path: str) -> bool:
 
 
 regions.register(NAME, "describe", score=regions.caption_scores)
+regions.register("visual_genome_densecap", "densecap", NAME)

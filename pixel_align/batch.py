@@ -26,7 +26,7 @@ class Weights:
 
     text: Array
     point: Array
-    region: Array  # the dense objective
+    region: Array  # the dense objective, the detector
     mask: Array
 
 
@@ -44,6 +44,22 @@ class RegionTargets:
     mask: Array
     tokens: Array
     token_mask: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """All that is described of each picture, ground truth of dense captioning, never prompts. None is left out.
+
+    Attributes:
+      boxes: Float32[B, R, 4]. mask: Bool[B, R], which of them exist.
+      text_tokens: Int32[B, R, T], BOS w1 .. wn EOS and padding; text_mask: Bool[B, R, T] covers BOS to EOS.
+    """
+
+    boxes: Array
+    mask: Array
+    text_tokens: Array
+    text_mask: Array
 
 
 @jax.tree_util.register_dataclass
@@ -93,9 +109,11 @@ class Batch:
       valid: Bool[B, N], which regions exist (False pads N, and pads the last batch of an evaluation).
       weights: per example, per loss.
       prompt_points: points of the prompts; None where the model reads boxes only.
-      regions: the objects of the picture, for the dense first stage and the detector; None where the model reads none.
+      regions: the objects of the picture, for the dense first stage; None where the model reads none.
       masks: the masks of the regions; None where the model makes none.
       prompt_masks: the masks of the prompts, Bool[B, M, ...]; None where the model reads none.
+      described: all that is described of the picture, for the detector, which then chooses what stands in the N
+        regions; None where regions are given.
     """
 
     images: Array
@@ -113,6 +131,7 @@ class Batch:
     regions: RegionTargets | None = None
     masks: Masks | None = None
     prompt_masks: Masks | None = None
+    described: Described | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -163,21 +182,28 @@ class Outputs:
       vocabulary_kernel: Float[D, V], text_features @ vocabulary_kernel are the logits, plus vocabulary_bias Float[V]
         where there is one. The loss multiplies in chunks, so that [B, N, T, V] never exists.
       points: Float32[B, N, T, P, 2], the place of each token that was read.
+      text_tokens: Int32[B, N, T], what was read, text_mask: Bool[B, N, T] and valid: Bool[B, N]: the batch's own, or
+        those of the regions that the detector chose.
       presence: Float32[B, N, T], logit: the token that was read has a place at all.
       map_regions: one RegionOutputs for the cells of the image map, K = h * w, row by row.
       query_regions: one RegionOutputs for the queries of the prompt extractor, K = Q.
       masks: Float32[B, N, 1, S, S], logits, and iou Float32[B, N, 1], the IoU that the model expects of each.
+      detector: what the detector says of a batch with `described`.
     """
 
     text_features: Array
     vocabulary_kernel: Array
     points: Array
+    text_tokens: Array
+    text_mask: Array
+    valid: Array
     vocabulary_bias: Array | None = None
     presence: Array | None = None
     map_regions: RegionOutputs | None = None
     query_regions: RegionOutputs | None = None
     masks: Array | None = None
     iou: Array | None = None
+    detector: DetectorOutputs | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +219,8 @@ class Shape:
       mask: S, side of the masks of regions in cells, 0 for none: from that of predicted masks, a quarter of the canvas
         in published models, to the canvas (published). Finer ones teach edges inside a cell and cost memory.
       prompt_mask: side of the masks of prompts in cells, 0 for none; a multiple of 4.
+      described: most descriptions of a picture in dense captioning, 0 for no such batch; N then is how many of the
+        detector's finds are described in training. More descriptions than that are refused, none is left out.
     """
 
     canvas: int
@@ -207,14 +235,20 @@ class Shape:
     phrase: int = 8
     mask: int = 0
     prompt_mask: int = 0
+    described: int = 0
 
     def __post_init__(self) -> None:
         check_at_least("shape", self, canvas=1, regions=1, text=2, instruction=0, points=1)
-        check_at_least("shape", self, prompt_points=0, objects=0, phrase=1, mask=0, prompt_mask=0)
+        check_at_least("shape", self, prompt_points=0, objects=0, phrase=1, mask=0, prompt_mask=0, described=0)
         if self.prompts not in (1, self.regions):
             raise ValueError(
                 f"shape.prompts is {self.prompts}, expected 1, a prompt that all regions share, or {self.regions}, the "
                 "number of regions. Set one of them."
+            )
+        if self.described and self.prompts != self.regions:
+            raise ValueError(
+                f"shape.prompts is {self.prompts} with shape.described {self.described}, expected {self.regions}, the "
+                "number of regions: each find of the detector is asked about by itself. Set it."
             )
 
 
@@ -239,6 +273,12 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         foreground=array(np.bool_, m, k),
         boxed=array(np.bool_, m),
     )
+    described = Described(
+        boxes=array(np.float32, shape.described, 4),
+        mask=array(np.bool_, shape.described),
+        text_tokens=array(np.int32, shape.described, shape.text),
+        text_mask=array(np.bool_, shape.described, shape.text),
+    )
     masks, prompt_masks = (
         Masks(cells=array(np.bool_, count, side, side), given=array(np.bool_, count)) if side else None
         for count, side in ((n, shape.mask), (m, shape.prompt_mask))
@@ -261,6 +301,7 @@ def spec(shape: Shape, batch_size: int) -> Batch:
         regions=regions if r else None,
         masks=masks,
         prompt_masks=prompt_masks,
+        described=described if shape.described else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from pixel_align import geometry, image, text
-from pixel_align.batch import Batch, Masks, PromptPoints, RegionTargets, Shape, Weights
+from pixel_align.batch import Batch, Described, Masks, PromptPoints, RegionTargets, Shape, Weights
 
 Example = Mapping[str, Any]
 
@@ -106,7 +106,8 @@ class PixelFeatureConverter:
 
     def __init__(self, shape: Shape, vocabulary: text.Vocabulary, augment: Augment | None = None) -> None:
         self.shape, self.vocabulary, self.augment = shape, vocabulary, augment or Augment()
-        self.regions = shape.regions
+        # What a detector has to find stands in the example whole: a part of it would make the rest background.
+        self.regions = 0 if shape.described else shape.regions
 
     def __call__(self, example: Example, rng: np.random.Generator | None = None) -> tuple[Batch, geometry.Placement]:
         """One example -> a Batch without its leading axis, and how the picture lies on the canvas.
@@ -118,8 +119,14 @@ class PixelFeatureConverter:
           ValueError: a picture that cannot be read.
         """
         pixels, placement = picture(example, self.shape.canvas, self.augment, rng)
+        asks = string(example.get("asks", ""))
+        if (asks == "densecap") != (self.shape.described > 0):
+            raise ValueError(
+                f"model.shape.described is {self.shape.described} for an example that asks {asks or 'for a text'!r}, "
+                "expected 1 or more for 'densecap' and else 0. Set it in a batch of its own, in data.further."
+            )
         asked = self._told if "region_text" in example else self._narrated
-        regions, weights = asked(example, placement, rng)
+        regions, weights = (self._found if asks == "densecap" else asked)(example, placement, rng)
         instructions, instruction_masks = self._padded(
             [self.vocabulary.encode(region.instruction) for region in regions], self.shape.instruction
         )
@@ -145,6 +152,7 @@ class PixelFeatureConverter:
             prompt_masks=self._masks(
                 [prompt.png for prompt in prompts], placement, self.shape.prompts, self.shape.prompt_mask
             ),
+            described=self._described(example, placement) if self.shape.described else None,
         )
         return row, placement
 
@@ -175,7 +183,9 @@ class PixelFeatureConverter:
         """
         asks = string(example["asks"])
         if asks not in ("refer", "describe", "answer"):
-            raise ValueError(f"asks is {asks!r}, expected 'refer', 'describe' or 'answer'. Correct the Task.")
+            raise ValueError(
+                f"asks is {asks!r}, expected 'refer', 'describe', 'answer' or 'densecap'. Correct the Task."
+            )
         count = len(example["region_text"])
         if count > self.shape.regions:
             raise ValueError(
@@ -218,6 +228,47 @@ class PixelFeatureConverter:
             point=np.float32(asks == "refer"),
             region=np.float32(0),
             mask=np.float32(masked),
+        )
+
+    def _found(
+        self, example: Example, placement: geometry.Placement, rng: np.random.Generator | None
+    ) -> tuple[list[_Region], Weights]:
+        """N regions that the detector will choose; only what asks about each of them is known."""
+        del rng
+        length = self.shape.text
+        unknown = _Region(
+            string(example["instruction"]),
+            _Prompt(placement.valid_box),
+            tokens=np.full(length, self.vocabulary.pad_id, np.int32),
+            mask=np.zeros(length, bool),
+            points=np.zeros((length, self.shape.points, 2), np.float32),
+            locate=np.zeros(length, bool),
+        )
+        return [unknown] * self.shape.regions, Weights(
+            text=np.float32(1), point=np.float32(0), region=np.float32(1), mask=np.float32(0)
+        )
+
+    def _described(self, example: Example, placement: geometry.Placement) -> Described:
+        """All that is described of the part of the picture that is seen.
+
+        Raises:
+          ValueError: more than there is room for.
+        """
+        room = self.shape.described
+        boxes, kept = self._seen(np.asarray(example["region_box"], np.float32).reshape(-1, 4), placement)
+        chosen = np.flatnonzero(kept)
+        if len(chosen) > room:
+            raise ValueError(
+                f"example {string(example['example_id'])!r} has {len(chosen)} descriptions, expected at most {room}. "
+                "Set shape.described of this batch: what is left out would be taught as background."
+            )
+        texts = [self._tokens(self.vocabulary.encode(string(example["region_text"][k])))[:2] for k in chosen]
+        tokens = _stacked([ids for ids, _ in texts], (self.shape.text,), np.int32)
+        return Described(
+            boxes=_pad(boxes[chosen].astype(np.float32), room),
+            mask=_pad(np.ones(len(chosen), bool), room),
+            text_tokens=_pad(tokens, room),
+            text_mask=_pad(_stacked([mask for _, mask in texts], (self.shape.text,), bool), room),
         )
 
     def _tokens(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from pixel_align import detection_targets, geometry, pyramid
-from pixel_align.batch import DetectorOutputs, RegionTargets
+from pixel_align.batch import Described, DetectorOutputs
 from pixel_align.detection_targets import RANGES, HeatTargets
 from pixel_align.losses import Sums, Terms
 
 
 def terms(
     found: DetectorOutputs,
-    regions: RegionTargets,
+    described: Described,
     levels: Sequence[pyramid.Level],
     valid_size: jax.Array,
     canvas: int,
@@ -38,10 +38,10 @@ def terms(
     """
     cells = pyramid.cells_of(levels)
     targets = jax.vmap(lambda b, m: detection_targets.heat_map(cells, b, m, canvas, ranges))(
-        regions.boxes, regions.mask
+        described.boxes, described.mask
     )
     seen = pyramid.visible(cells, valid_size, canvas)
-    true_boxes = jnp.take_along_axis(regions.boxes, found.matched[..., None], axis=1)
+    true_boxes = jnp.take_along_axis(described.boxes, found.matched[..., None], axis=1)
     deltas = detection_targets.encode_deltas(true_boxes, found.samples)
     return {
         "heat": (heat_weight, heat(found.heat, targets, seen, weights)),

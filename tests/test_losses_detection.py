@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixel_align import losses_detection as losses
-from pixel_align.batch import DetectorOutputs, RegionTargets
+from pixel_align.batch import Described, DetectorOutputs
 from pixel_align.detection_targets import HeatTargets
 from pixel_align.pyramid import cells_of, pyramid_levels
 
@@ -136,7 +136,7 @@ def test_all_terms_and_what_the_padding_of_the_canvas_says() -> None:
     levels = pyramid_levels(8, 8)
     found = _outputs(len(cells_of(levels).level))
     mask = np.ones((B, 3), bool)
-    regions = RegionTargets(boxes=_boxes(B, 3) * 0.5, mask=mask, tokens=None, token_mask=None)
+    regions = Described(boxes=_boxes(B, 3) * 0.5, mask=mask, text_tokens=None, text_mask=None)
     size = np.asarray([[60, 60], [112, 50]])
 
     @jax.jit

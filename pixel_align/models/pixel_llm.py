@@ -12,10 +12,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pixel_align import geometry, losses, param_rules
-from pixel_align.batch import Batch, Masks, Outputs, PromptPoints, RegionOutputs, Shape, spec
+from pixel_align import geometry, losses, losses_detection, param_rules, pyramid
+from pixel_align.batch import (
+    Batch,
+    Described,
+    DetectorOutputs,
+    Masks,
+    Outputs,
+    PromptPoints,
+    RegionOutputs,
+    Shape,
+    spec,
+)
 from pixel_align.models.family import ModelConfig
 from pixel_align.nn import (
+    box_decoder,
     eva_vit,
     language_model,
     location_head,
@@ -28,6 +39,7 @@ from pixel_align.nn import (
 )
 from pixel_align.nn.bert import BertConfig
 from pixel_align.nn.blocks import LayerNorm
+from pixel_align.nn.box_decoder import BoxDecoder, BoxDecoderConfig
 from pixel_align.nn.eva_vit import EvaVitConfig
 from pixel_align.nn.image_features import FusionConfig, ImageFeatures, encoders, extent, fuse, grid
 from pixel_align.nn.language_model import LanguageModelConfig
@@ -63,6 +75,7 @@ class LossConfig:
     map_regions: float = 1.0  # dense first stage on the image map
     query_regions: float = 1.0  # dense first stage on the extractor's queries
     mask: float = 1.0  # of 20 focal + dice + error of the predicted IoU
+    detector: float = 1.0  # of 0.5 heat + GIoU + cross-entropy + L1 of the refinement
     label_smoothing: float = 0.1
 
 
@@ -79,6 +92,8 @@ class PixelLLMConfig(ModelConfig):
     location: LocationHeadConfig = dataclasses.field(default_factory=LocationHeadConfig)
     regions: RegionHeadConfig = dataclasses.field(default_factory=RegionHeadConfig)
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
+    detector: BoxDecoderConfig = dataclasses.field(default_factory=BoxDecoderConfig)
+    rescore: bool = False  # dense captions are ranked by detection and words, not by detection alone (published: False)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     @classmethod
@@ -147,6 +162,12 @@ class PixelLLMConfig(ModelConfig):
             )
         if self.masks.enabled:
             self._check_masks()
+        if self.shape.described and (not self.detector.enabled or self.shape.regions > self.detector.samples):
+            raise ValueError(
+                f"model.shape.described is {self.shape.described} with model.detector.enabled {self.detector.enabled} "
+                f"of {self.detector.samples} samples and model.shape.regions {self.shape.regions}, expected a detector "
+                "with at least as many samples as regions. Set model.detector.enabled=True, or fewer regions."
+            )
 
     def _check_masks(self) -> None:
         sam = encoders(self.image).get("sam")
@@ -209,6 +230,8 @@ class PixelLLM(nn.Module):
         if c.masks.enabled:
             self.mask_adapter = MaskAdapter(c.masks.adapter)
             self.mask_decoder = MaskDecoder(c.masks.decoder)
+        if c.detector.enabled:
+            self.detector = BoxDecoder(c.detector, c.shape.canvas, extent(c.image, c.shape.canvas))
 
     def encode_image(self, images: jax.Array, valid_size: jax.Array, *, train: bool = False) -> ImageMaps:
         """UInt8[B, H, W, 3] on the canvas, Int[B, 2] (height, width) -> image features."""
@@ -311,6 +334,10 @@ class PixelLLM(nn.Module):
         """The teacher-forced pass over a batch."""
         maps = self.encode_image(batch.images, batch.valid_size, train=train)
         features = maps.fused
+        detector = None
+        # A batch without descriptions pays for no detector, but parameters are made by any.
+        if self.config.detector.enabled and (batch.described is not None or self.is_initializing()):
+            detector, batch = self._detect(features, batch, train)
         visual = self.encode_prompt(features, batch.prompt_boxes, batch.prompt_points, batch.prompt_masks)
         prefix, mask = self.encode_prefix(visual, batch.instruction_tokens, batch.instruction_mask, train=train)
         b, n, t = batch.text_tokens.shape
@@ -326,12 +353,42 @@ class PixelLLM(nn.Module):
             text_features=self.text.drop_features(text, train=train),
             vocabulary_kernel=self.text.logits_kernel(),
             points=points,
+            text_tokens=batch.text_tokens,
+            text_mask=batch.text_mask,
+            valid=batch.valid,
             vocabulary_bias=self.text.logits_bias(),
             presence=self.has_place(text),
             map_regions=self._map_regions(features),
             query_regions=self._query_regions(visual),
             masks=masks,
             iou=iou,
+            detector=detector,
+        )
+
+    def _detect(self, features: jax.Array, batch: Batch, train: bool) -> tuple[DetectorOutputs, Batch]:
+        """What the detector says, and the batch with its finds as regions: those that stand for a true one, with the
+        words of that one.
+        """
+        b, n, _ = batch.text_tokens.shape
+        given = batch.described
+        if given is None:  # only parameters are made
+            given = Described(
+                jnp.zeros((b, 1, 4)), jnp.zeros((b, 1), bool), batch.text_tokens[:, :1], batch.text_mask[:, :1]
+            )
+        rng = self.make_rng("dropout") if train else jax.random.key(0)
+        found = self.detector(features, batch.valid_size, given.boxes, given.mask, rng)
+        if batch.described is None:
+            return found, batch
+        # Foreground stands first, in random order.
+        chosen = found.matched[:, :n, None]
+        return found, dataclasses.replace(
+            batch,
+            prompt_boxes=found.samples[:, :n],
+            prompt_points=None,
+            prompt_masks=None,
+            text_tokens=jnp.take_along_axis(given.text_tokens, chosen, axis=1),
+            text_mask=jnp.take_along_axis(given.text_mask, chosen, axis=1),
+            valid=batch.valid & found.foreground[:, :n],
         )
 
     def _map_regions(self, features: jax.Array) -> RegionOutputs | None:
@@ -351,15 +408,15 @@ class PixelLLM(nn.Module):
 def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms:
     """name -> (weight of the loss, (sum, count)) over the batch."""
     c = config.loss
-    valid = batch.valid[:, :, None]
-    text_weights = (batch.text_mask[..., 1:] & valid) * batch.weights.text[:, None, None]
-    point_weights = (batch.locate & batch.text_mask & valid) * batch.weights.point[:, None, None]
+    valid = outputs.valid[:, :, None]
+    text_weights = (outputs.text_mask[..., 1:] & valid) * batch.weights.text[:, None, None]
+    point_weights = (batch.locate & outputs.text_mask & valid) * batch.weights.point[:, None, None]
     terms: dict[str, tuple[float, losses.Sums]] = {}
     if c.text:
         sums = losses.text(
             outputs.text_features[:, :, :-1],
             outputs.vocabulary_kernel,
-            batch.text_tokens[..., 1:],
+            outputs.text_tokens[..., 1:],
             text_weights,
             c.label_smoothing,
             outputs.vocabulary_bias,
@@ -370,7 +427,7 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
         terms["point"] = c.point, sums
     if c.presence and outputs.presence is not None:
         # Only of texts that have places: where a data set has none, a word without a place says nothing.
-        told = (batch.text_mask & valid) * batch.weights.point[:, None, None]
+        told = (outputs.text_mask & valid) * batch.weights.point[:, None, None]
         terms["presence"] = c.presence, losses.presence(outputs.presence, batch.locate, told)
     if c.mask and outputs.masks is not None and outputs.iou is not None and batch.masks is not None:
         asked = batch.masks.given * batch.valid * batch.weights.mask[:, None]
@@ -379,17 +436,28 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
             losses.mask(outputs.masks, outputs.iou, batch.masks.cells, batch.valid_size, config.shape.canvas, asked),
         )
     on_map, covered = grid(config.image, config.shape.canvas), extent(config.image, config.shape.canvas)
-    for name, weight, found, (rows, columns), part in (
+    if c.detector and outputs.detector is not None and batch.described is not None:
+        found = losses_detection.terms(
+            outputs.detector,
+            batch.described,
+            pyramid.pyramid_levels(*on_map, covered),
+            batch.valid_size,
+            config.shape.canvas,
+            batch.weights.region * batch.valid.any(axis=1),
+            ranges=config.detector.ranges,
+        )
+        terms |= {f"detector_{name}": (c.detector * weight, sums) for name, (weight, sums) in found.items()}
+    for name, weight, said, (rows, columns), part in (
         ("map_regions", c.map_regions, outputs.map_regions, on_map, covered),
         ("query_regions", c.query_regions, outputs.query_regions, query_grid(config.extractor.queries), 1.0),
     ):
         # A batch without objects, beside another one that has them, teaches nothing here.
-        if found is None or not weight or batch.regions is None:
+        if said is None or not weight or batch.regions is None:
             continue
         anchors, spacing = grid_anchors(rows, columns, part), (part / columns, part / rows)
         # Rows that only fill a batch up have no region at all.
         region_weights = batch.weights.region * batch.valid.any(axis=1)
-        terms[name] = weight, losses.regions(found, batch.regions, anchors, spacing, region_weights)
+        terms[name] = weight, losses.regions(said, batch.regions, anchors, spacing, region_weights)
     return terms
 
 
@@ -433,6 +501,8 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
     if config.masks.enabled:
         parts["mask_adapter"] = mask_adapter.rules(config.masks.adapter)
         parts["mask_decoder"] = mask_decoder.rules(config.masks.decoder)
+    if config.detector.enabled:
+        parts["detector"] = box_decoder.rules(config.detector)
     for name, asked in (("map_regions", config.regions.on_map), ("query_regions", config.regions.on_queries)):
         if config.regions.enabled and asked:
             parts[name] = region_head.rules(config.regions)

@@ -86,6 +86,23 @@ class Regions:
     iou: Array | None = None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseCaptions:
+    """Everything that the detector finds and its words, D detections a picture.
+
+    Attributes:
+      boxes: Float32[B, D, 4] in [0, 1] of the canvas. scores: Float32[B, D] in [0, 1], what they are ranked by.
+      valid: Bool[B, D], which of them exist.
+      answer: the words of each, N = D.
+    """
+
+    boxes: Array
+    scores: Array
+    valid: Array
+    answer: Answer
+
+
 def write(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> Answer:
     """The model's own text, greedily, and the place of each token from the same pass."""
     bound = model.bind({"params": params})
@@ -166,6 +183,42 @@ def _regions(model: PixelLLM, params: Any, maps: ImageMaps, request: Request, *,
         return Regions(boxes)
     logits, iou = bound.segment(maps, visual, text_features, tokens, boxes)
     return Regions(boxes, *best(logits, iou))
+
+
+def densecap(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> DenseCaptions:
+    """What the detector finds, all of it described in one decode.
+
+    The score is the detector's, or with `rescore` its geometric mean with exp(mean log-probability of the words, their
+    end included), as published under the name mult_caption_score.
+
+    Raises:
+      ValueError: a model without a detector.
+    """
+    if not model.config.detector.enabled:
+        raise ValueError("mode is 'densecap', expected a model with model.detector.enabled. Use another mode.")
+    bound = model.bind({"params": params})
+    boxes, scores, valid = bound.detector.detect(maps.fused, request.valid_size)
+
+    def of_each(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x[:, :1], (x.shape[0], boxes.shape[1], *x.shape[2:]))
+
+    written = write(
+        model,
+        params,
+        maps,
+        Request(
+            valid_size=request.valid_size,
+            prompt_boxes=boxes,
+            instruction_tokens=of_each(request.instruction_tokens),
+            instruction_mask=of_each(request.instruction_mask),
+        ),
+    )
+    if model.config.rescore:
+        # What stands behind the end has probability 1 and is none of the text.
+        ends = jnp.cumsum(written.tokens == model.config.text.end, axis=-1)
+        spoken = jnp.sum((ends == 0) | ((ends == 1) & (written.tokens == model.config.text.end)), axis=-1)
+        scores = jnp.sqrt(scores * jnp.exp(written.logprobs.sum(axis=-1) / spoken))
+    return DenseCaptions(boxes, scores, valid, written)
 
 
 def answer(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> Answer:
@@ -328,6 +381,11 @@ def ask_answer(
             "larger model.shape.instruction."
         )
     return ask_caption(config, vocabulary, placement, instruction=instruction)
+
+
+def ask_densecap(config: PixelLLMConfig, vocabulary: Vocabulary, placement: geometry.Placement) -> Request:
+    """The request for everything in a picture."""
+    return ask_caption(config, vocabulary, placement, instruction=INSTRUCTIONS["describe"])
 
 
 def _box(box: Any, placement: geometry.Placement) -> np.ndarray:
@@ -498,6 +556,24 @@ def assemble(
     )
 
 
+def tell_densecap(
+    answer: DenseCaptions, vocabulary: Vocabulary, placement: geometry.Placement, said: Mapping[str, Any]
+) -> Prediction:
+    """What is in the picture, best first, each with its box, its words and its score."""
+    return _found(answer, vocabulary, placement)
+
+
+def _found(answer: DenseCaptions, vocabulary: Vocabulary, placement: geometry.Placement) -> Prediction:
+    order = np.argsort(-np.where(answer.valid, answer.scores, -np.inf), kind="stable")[: int(answer.valid.sum())]
+    size = placement.original_size
+    height, width = size
+    boxes = geometry.clip_boxes(placement.to_original(np.asarray(answer.boxes)[order]), (0, 0, width, height))
+    texts = [vocabulary.decode_with_spans(answer.answer.tokens[k])[0] for k in order]
+    scores = np.asarray(answer.scores)[order]
+    regions = [Region(t, b, score=float(s)) for t, b, s in zip(texts, boxes, scores, strict=True)]
+    return Prediction("; ".join(texts), size, regions=regions)
+
+
 # ---- How a task is scored
 
 
@@ -622,6 +698,22 @@ def said_of_descriptions(
     return Said({"texts": texts}, told, {"region_id": target["region_id"], **asked, "target": target["region_text"]})
 
 
+def densecap_target(example: Mapping[str, Any], placement: geometry.Placement) -> dict[str, Any]:
+    """An example of a region set -> what `evaluation.dense_captioning` reads."""
+    known = region_target(example, placement)
+    return {"image_id": known["image_id"], "boxes": known["boxes"], "captions": known["region_text"]}
+
+
+def said_of_densecap(
+    answer: DenseCaptions, target: Mapping[str, Any], vocabulary: Vocabulary, placement: geometry.Placement
+) -> Said:
+    """Everything that was found in one picture."""
+    told = _found(answer, vocabulary, placement)
+    boxes = np.asarray([region.box for region in told.regions]).reshape(-1, 4)
+    scores, texts = [region.score for region in told.regions], [region.text for region in told.regions]
+    return Said({"boxes": boxes, "captions": texts, "scores": scores}, told, {"target": target["captions"]})
+
+
 # ---- The family
 
 
@@ -672,6 +764,12 @@ MODES = {
         answer,
         tell_answer,
         Scoring(asked_alone, answer, question_target, said_of_descriptions, (*_REGIONS, "region_question")),
+    ),
+    "densecap": Mode(
+        ask_densecap,
+        densecap,
+        tell_densecap,
+        Scoring(asked_alone, densecap, densecap_target, said_of_densecap, _REGIONS),
     ),
 }
 
