@@ -230,4 +230,5 @@ if "own_captions" not in seqio.TaskRegistry.names():
 ln.register("own_narratives")
 regions.register("own_expressions", "refer")
 regions.register("own_regions", "describe")
+regions.register("own_densecap", "densecap", "own_regions")
 questions.register("own_questions")
