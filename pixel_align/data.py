@@ -37,9 +37,14 @@ class Group:
     mixture: str = ""  # a seqio task or mixture
     batch_size: int = 256  # over all processes
     shape: Shape | None = None  # of this batch; None for model.shape
+    weight: float = 1.0  # of its examples in every loss, beside 1 for those of the first batch
 
     def __post_init__(self) -> None:
         positive("data.further", self, ("batch_size",))
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(
+                f"data.further.weight is {self.weight}, expected a positive number. Leave the group out for none."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +75,10 @@ class DataConfig:
         group = self.further[index - 1]
         # A seed of its own: groups may share a task.
         seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
-        return dataclasses.replace(alone, mixture=group.mixture, batch_size=group.batch_size, seed=seed)
+        augment = group.augment or self.augment
+        return dataclasses.replace(
+            alone, mixture=group.mixture, batch_size=group.batch_size, seed=seed, augment=augment
+        )
 
 
 def positive(part: str, settings: Any, names: Sequence[str]) -> None:

@@ -18,18 +18,28 @@ Terms = Mapping[str, tuple[float, Sums]]  # name -> (weight of the loss, (sum, c
 _CHUNK_BYTES = 16 * 2**20
 
 
-def join(batches: Sequence[Terms]) -> tuple[jax.Array, dict[str, jax.Array]]:
+def join(batches: Sequence[Terms], counted: Sequence[float] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The terms of the batches of a step -> (loss, {name: mean}).
 
     Sums and counts are added over all batches, which hold the global batch, and divided once: a device, a batch or a
-    task with few words does not count more.
+    task with few words does not count more, unless it is said to.
+
+    Args:
+      counted: how much each batch counts beside the others, 1 for each by default. With it, sum and count of a batch
+        are multiplied: means stay means, of examples that count so much.
     """
+    if counted is not None:
+        batches = [
+            {name: (weight, (total * times, count * times)) for name, (weight, (total, count)) in terms.items()}
+            for terms, times in zip(batches, counted, strict=True)
+        ]
     weights = {name: weight for terms in batches for name, (weight, _) in terms.items()}
     means = {}
     for name in weights:
         sums = [terms[name][1] for terms in batches if name in terms]
         total, count = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
-        means[name] = total / jnp.maximum(count, 1)
+        # A count of nothing comes with a sum of nothing.
+        means[name] = total / jnp.where(count > 0, count, 1)
     loss = sum((weight * means[name] for name, weight in weights.items()), jnp.zeros(()))
     return loss, means
 
