@@ -37,6 +37,7 @@ class Group:
     mixture: str = ""  # a seqio task or mixture
     batch_size: int = 256  # over all processes
     shape: Shape | None = None  # of this batch; None for model.shape
+    augment: Augment | None = None  # of its pictures; None for data.augment
     weight: float = 1.0  # of its examples in every loss, beside 1 for those of the first batch
 
     def __post_init__(self) -> None:
@@ -75,10 +76,8 @@ class DataConfig:
         group = self.further[index - 1]
         # A seed of its own: groups may share a task.
         seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
-        augment = group.augment or self.augment
-        return dataclasses.replace(
-            alone, mixture=group.mixture, batch_size=group.batch_size, seed=seed, augment=augment
-        )
+        change = {"augment": group.augment} if group.augment else {}
+        return dataclasses.replace(alone, mixture=group.mixture, batch_size=group.batch_size, seed=seed, **change)
 
 
 def positive(part: str, settings: Any, names: Sequence[str]) -> None:
