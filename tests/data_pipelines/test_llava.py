@@ -126,7 +126,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "textvqa/train_images/00ff.jpg",
     ):
         save_gray(folder / "pictures" / name)
-    many = [turn for k in range(5) for turn in asked(f"Number {k}?", "one" if k % 2 else f"It is {k}. " + "x" * 40)]
+    many = [
+        turn
+        for k in range(5)
+        for turn in asked(f"Number {k}?", "one" if k % 2 else f"It is {k}: " + "\u00e9" * (32 - k // 2))
+    ]
     items = [
         item("coco/train2017/000000000009.jpg", *many),
         item("ocr/2.jpg", *asked("<image>\nWho?", "Ann")),
@@ -194,8 +198,8 @@ def test_short_and_long_answers_are_two_tasks_over_one_set(mixed: Path) -> None:
         parts = [list(found[part][image_id]["region_id"]) for part in found if image_id in found[part]]
         assert sorted(name for part in parts for name in part) == sorted(example["region_id"])
     assert list(found["long"]) == ["coco/train2017/000000000009"]
-    assert {len(text) > llava.SHORT for text in found["long"]["coco/train2017/000000000009"]["region_text"]} == {True}
-    assert texts(found["short"]["coco/train2017/000000000009"]["region_text"]) == ["one", "one", "yes"]
+    told = {part: texts(found[part]["coco/train2017/000000000009"]["region_text"]) for part in found}
+    assert [len(text) for text in told["short"]] == [3, 40, 3, 39, 3] and [len(text) for text in told["long"]] == [41]
 
 
 def test_a_bare_number_in_another_folder_is_another_picture(tmp_path: Path) -> None:
