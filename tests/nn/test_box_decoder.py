@@ -170,18 +170,16 @@ def test_it_learns_where_things_are(params: dict) -> None:
         return losses.join([losses_detection.terms(found, regions, levels, SIZE, CANVAS, jnp.ones(2))])[0]
 
     @jax.jit
-    def train(params: dict) -> tuple[dict, jax.Array]:
-        def step(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
-            params, state = carry
-            value, gradient = jax.value_and_grad(loss)(params, key)
-            updates, state = optimizer.update(gradient, state)
-            return (optax.apply_updates(params, updates), state), value
+    def step(params: dict, state: Any, key: jax.Array) -> tuple[dict, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(params, key)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
 
-        keys = jax.random.split(jax.random.key(5), 200)
-        (params, _), values = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-        return params, values
-
-    params, values = train(params)
+    state = jax.jit(optimizer.init)(params)
+    values = []
+    for key in jax.random.split(jax.random.key(5), 150):  # no scan: inside a loop, convolutions are slow on a CPU
+        params, state, value = step(params, state, key)
+        values.append(float(value))
     assert values[-1] < 0.2 * values[0]
     boxes, scores, valid = DETECT(params, FEATURES, SIZE)
     for b in range(2):
