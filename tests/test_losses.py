@@ -400,3 +400,14 @@ def test_targets_of_a_mask_that_cannot_be_are_refused() -> None:
     for bad in (targets.astype(np.float32), targets[..., :5]):
         with pytest.raises(ValueError, match="targets of the mask loss are .*expected bool and at least the grid"):
             losses.mask(logits, iou, bad, VALID, CANVAS, weights)
+
+
+def test_a_batch_that_counts_three_times_is_one_that_is_there_three_times() -> None:
+    one = {"text": (1.0, (jnp.asarray(6.0), jnp.asarray(4.0))), "point": (0.1, (jnp.asarray(2.0), jnp.asarray(1.0)))}
+    other = {"text": (1.0, (jnp.asarray(1.0), jnp.asarray(2.0))), "mask": (0.5, (jnp.asarray(3.0), jnp.asarray(5.0)))}
+    counted, repeated = losses.join([one, other], [1.0, 3.0]), losses.join([one, other, other, other])
+    assert float(counted[0]) == pytest.approx(float(repeated[0]))
+    assert {k: float(v) for k, v in counted[1].items()} == pytest.approx({k: float(v) for k, v in repeated[1].items()})
+    # Alone, a batch has the same mean however much it counts, and one without anything to learn has none.
+    assert float(losses.join([other], [0.25])[0]) == pytest.approx(float(losses.join([other])[0]))
+    assert float(losses.join([{"text": (1.0, (jnp.zeros(()), jnp.zeros(())))}], [3.0])[0]) == 0
