@@ -17,6 +17,8 @@ Presets:
   t5_xl_first_stage: captions from public weights, in place of the published first stage, whose weights (WebLI captions)
     were never released: EVA02-L, SAM ViT-H and Flan-T5-XL as their authors released them, brought together in one
     checkpoint folder; what nobody released starts from nothing (`init.new`). Steps and rate are ours. Unmeasured.
+  bert, bert_first_stage, bench_bert: the same with the published BERT-style language model, which starts from nothing
+    and is trained whole. Unmeasured.
 
 The two stages of T5-XL also read COCO captions:
 
@@ -41,6 +43,7 @@ from pixel_align.config import Experiment, to_config_dict
 from pixel_align.data import DataConfig
 from pixel_align.experiment import Eval, Init, Train
 from pixel_align.models.pixel_llm import LossConfig, PixelLLMConfig
+from pixel_align.nn.bert import BertConfig
 from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.lora import LoRAConfig
 from pixel_align.nn.prompt_encoder import PromptEncoderConfig
@@ -58,6 +61,9 @@ def get_config(preset: str = "small"):
         "sam_b_t5_small": sam_b_t5_small,
         "t5_xl": t5_xl,
         "t5_xl_first_stage": t5_xl_first_stage,
+        "bert": bert,
+        "bert_first_stage": bert_first_stage,
+        "bench_bert": bench_bert,
     }
     if preset not in presets:
         raise ValueError(f"preset is {preset!r}, expected one of {', '.join(presets)}. Choose one of them.")
@@ -119,6 +125,11 @@ def bench() -> Experiment:
     )
 
 
+def bench_bert() -> Experiment:
+    """The same with BERT: 18.3M parameters."""
+    return dataclasses.replace(bench(), model=PixelLLMConfig.bench(text=BertConfig.bench()))
+
+
 def sam_b_t5_small() -> Experiment:
     """SAM ViT-B frozen, T5 1.1 small frozen with LoRA of rank 32 on query and value, the published extractor and
     recipe.
@@ -164,5 +175,25 @@ def t5_xl_first_stage() -> Experiment:
             checkpoint="checkpoints/eva02_l_sam_h_flan_t5_xl",
             # Nobody released weights of these.
             new=("extractor/.*", "visual_.*", "location/.*", ".*/lora/.*"),
+        ),
+    )
+
+
+def bert() -> Experiment:
+    """The published trace stage with BERT, which is trained whole."""
+    return dataclasses.replace(
+        t5_xl(), model=PixelLLMConfig.published_bert(), init=Init(checkpoint="runs/bert_first_stage")
+    )
+
+
+def bert_first_stage() -> Experiment:
+    """Captions alone, from public weights of the image encoders. Steps and rate are ours."""
+    return dataclasses.replace(
+        t5_xl_first_stage(),
+        model=PixelLLMConfig.published_bert(),
+        init=Init(
+            checkpoint="checkpoints/eva02_l_sam_h",
+            # Nobody released weights of a BERT that reads a prefix.
+            new=("extractor/.*", "visual_.*", "location/.*", "text/.*"),
         ),
     )
