@@ -13,14 +13,14 @@ ShareGPT4V 5. It reads all sets that the stages before read, and two more:
 
 Every step takes a batch of each group of tasks, each with a shape of its own and as many pictures as its share of the
 weights has of 128, in multiples of 8: narratives 8, captions 16, referring 40, dense captioning 32, questions with
-short answers 24 and with long ones 8. (Exactly: 6.1, 18.3, 42.7, 30.5 and 30.5 of questions together.) Published was one
-shape for all, 16 regions of 128 tokens, and a batch of one task.
+short answers 24 and with long ones 8 (exactly: 6.1, 18.3, 42.7, 30.5, and 30.5 of questions together). Published was
+one shape for all, 16 regions of 128 tokens, and a batch of one task.
 
 Presets: t5_xl; bert, begun from runs/bert_first_stage; bench and bench_bert, from nothing, at a size for two cores.
 Published figures: none. With this code: unmeasured.
 
-Where it is not the published recipe, beside what those of the stages say: texts and questions are as long as in the
-stages, or as nearly all of them are, which fills batches better (docs/recipes.md); 100 regions of a picture would be 320.
+Where it is not the published recipe, beside what the stages say: each task has room for texts as long as nearly all of
+its own, which fills batches better (docs/recipes.md); all regions of a picture are learned.
 """
 
 import dataclasses

@@ -11,9 +11,9 @@ SAM's mask decoder is SAM ViT-H's: it has to lie in init.checkpoint beside the r
 
 Presets: t5_xl, bert, bench, bench_bert. Published figures: none. With this code: unmeasured.
 
-Where it is not the published recipe: padding counts in no loss (published: in dice); boxes and masks both come from
-expressions that have masks, where published none was marked as having one. The published T5 recipe took its weights from
-the BERT one; here each takes its own.
+Where it is not the published recipe: padding counts in no loss (published: in dice); only expressions that have masks
+count in the loss of masks, where published none was marked as having one; the published T5 recipe took its weights from
+the BERT one, here each takes its own.
 """
 
 import dataclasses
