@@ -1,24 +1,29 @@
 """Referring, segmenting and describing: from a built set through one step of training to scores and answers."""
 
 import collections
+import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from data_pipelines import regions
-from pixel_align import config, data, geometry, image, models, optim, param_rules, state, text
-from pixel_align.batch import spec
+from pixel_align import config, data, geometry, image, models, optim, param_rules, sharding, state, text
+from pixel_align.batch import Batch, Weights, spec
 from pixel_align.converter import Augment, PixelFeatureConverter, names_a_side
 from pixel_align.data import Group
 from pixel_align.evaluation import evaluator, formats, scoring
 from pixel_align.experiment import Eval, Experiment
 from pixel_align.models.pixel_llm import last_word
 from pixel_align.predict import Predictor
+from pixel_align.state import TrainState
 from pixel_align.train import make_train_step
 from tests import tiny
 
@@ -221,32 +226,150 @@ def test_the_last_word_stands_before_the_end_also_where_a_text_was_cut() -> None
     assert last_word(tokens, 1).tolist() == [2, 4, 0, 4]
 
 
-def test_one_step_takes_both_tasks_and_moves_what_they_use(experiment: Experiment, vocabulary: text.Vocabulary) -> None:
-    """Two batches of two shapes; the gradient of the step is finite and reaches masks, places and words."""
-    rules = models.family_of(experiment.model).rules(experiment.model)
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Steps of both batches, of one compiled program; the gradient of the last is kept beside the optimizer's state."""
+
+    begun: TrainState
+    batches: tuple[Batch, ...]
+    step: Callable[[TrainState, tuple[Batch, ...]], tuple[TrainState, dict[str, jax.Array]]]
+
+    def gradient(
+        self, state: TrainState, only: dict[str, tuple[str, ...]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
+        """Of the step from a state, by path, and its metrics; only: see `weighed`."""
+        after, metrics = self.step(state, self.weighed(only))
+        found = param_rules.paths(after.optimizer[1])
+        return {path: np.asarray(leaf, np.float64) for path, leaf in found.items()}, metrics
+
+    def weighed(self, only: dict[str, tuple[str, ...]]) -> tuple[Batch, ...]:
+        """The batches with only these tasks and losses, {task: losses}; the others weigh nothing."""
+        made = []
+        for index, batch in enumerate(self.batches):
+            weights = {loss: np.zeros(len(batch.images), np.float32) for loss in ("text", "point", "region", "mask")}
+            for task, losses in only.items():
+                group, rows, weight = TASKS[task]
+                for loss in losses if group == index else ():
+                    weights[loss][rows] = weight[loss]
+            made.append(dataclasses.replace(batch, weights=Weights(**weights)))
+        return tuple(made)
+
+    def count(self, task: str, loss: str) -> float:
+        """What the loss is divided by on behalf of the task alone: words but the first, places, masks."""
+        group, rows, weight = TASKS[task]
+        batch = self.batches[group]
+        words = batch.text_mask & batch.valid[..., None]
+        assert batch.masks is not None
+        held = {"text": words[..., 1:], "point": words & batch.locate, "mask": batch.masks.given & batch.valid}
+        return weight.get(loss, 0.0) * float(held[loss][rows].sum())
+
+
+# Task -> (which batch, which rows of it, what they weigh in each loss). Two tasks share the first batch.
+TASKS = {
+    "trace": (0, slice(0, 1), {"text": 0.5, "point": 1.0}),
+    "refer": (0, slice(1, 4), {"point": 1.0, "mask": 2.0}),
+    "describe": (1, slice(0, 4), {"text": 1.0}),
+}
+ALL = {task: tuple(weight) for task, (_, _, weight) in TASKS.items()}
+
+
+@pytest.fixture(scope="module")
+def mixed(experiment: Experiment, vocabulary: text.Vocabulary) -> Mixed:
     streams = [
         (read, models.family_of(model).converter(model, vocabulary, read.augment))
         for model, read in experiment.batches()
     ]
     with data.Steps(streams, None) as steps:
-        batches, _ = next(steps)
-    for made, (model, _) in zip(batches, experiment.batches(), strict=True):
-        assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, spec(model.shape, 4))
+        (first, second), _ = next(steps)
+    locate = first.locate.copy()
+    locate[0] = first.text_mask[0]  # a trace has a place for every word
+    first = dataclasses.replace(first, locate=locate)
+    # As they are, without cutting: else one task's gradient would change the size of another's step.
+    config = dataclasses.replace(experiment.optim, warmup_steps=0, weight_decay=0.1, clip_norm=0)
+    rules = models.family_of(experiment.model).rules(experiment.model)
     params = state.init_params(experiment)
-    chosen = optim.optimizer(experiment.optim, experiment.train.steps, params, rules)
-    begun = state.make_state(experiment, params, rules, chosen)
-    step = jax.jit(make_train_step(experiment, chosen))
-    # The learning rate of the very first step is 0, and the gate of the mask adapter is closed before it.
-    first, _ = step(begun, batches)
-    second, _ = step(first, batches)
-    after, metrics = step(second, batches)
+    chosen = optim.optimizer(config, experiment.train.steps, params, rules)
+
+    def update(gradient: Any, kept: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, now = chosen.update(gradient, kept[0], params)
+        return updates, (now, gradient)
+
+    keeping = optax.GradientTransformation(lambda p: (chosen.init(p), jax.tree.map(jnp.zeros_like, p)), update)
+    begun = state.make_state(experiment, params, rules, keeping)
+    return Mixed(begun, (first, second), jax.jit(make_train_step(experiment, keeping)))
+
+
+@pytest.fixture(scope="module")
+def moved(mixed: Mixed) -> TrainState:
+    """The state behind two steps of all tasks, after which nothing is zero any more."""
+    return mixed.step(mixed.step(mixed.begun, mixed.weighed(ALL))[0], mixed.weighed(ALL))[0]
+
+
+def test_one_step_takes_both_tasks_and_moves_what_they_use(experiment: Experiment, mixed: Mixed) -> None:
+    """Two batches of two shapes; the gradient of the step is finite and reaches masks, places and words."""
+    for made, (model, _) in zip(mixed.batches, experiment.batches(), strict=True):
+        assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, spec(model.shape, 4))
+    # The gate of the mask adapter is closed before the first step.
+    first, _ = mixed.step(mixed.begun, mixed.batches)
+    after, metrics = mixed.step(first, mixed.batches)
     assert metrics.keys() >= {"loss_text", "loss_point", "loss_mask"}
     assert all(np.isfinite(value) for value in metrics.values())
     now = param_rules.paths(after.params)
-    still = {path for path, leaf in param_rules.paths(params).items() if (now[path] == leaf).all()}
+    still = {path for path, leaf in param_rules.paths(mixed.begun.params).items() if (now[path] == leaf).all()}
     # Nothing asks by mask, nothing says presence; the other masks of the decoder answer other questions.
     idle = ("prompt/mask_downscaling", "prompt/positions", "mask_decoder/mask_vectors/", "prompt/point_embeddings")
     assert not {path for path in still if not path.startswith(idle)}, still
+
+
+def test_the_gradient_of_a_mixed_step_is_the_weighted_sum_of_single_ones(mixed: Mixed, moved: TrainState) -> None:
+    """A task weighs in a loss what it counts in it, as a share of all batches: no mean of means."""
+    total: collections.Counter[str] = collections.Counter()
+    for task, losses in ALL.items():
+        total.update({loss: mixed.count(task, loss) for loss in losses})
+    found, metrics = mixed.gradient(moved, ALL)
+    expected, means = {path: np.zeros_like(leaf) for path, leaf in found.items()}, dict.fromkeys(total, 0.0)
+    for task, losses in ALL.items():
+        for loss in losses:
+            share = mixed.count(task, loss) / total[loss]
+            assert min(abs(share - 1 / 2), abs(share - 1 / 3)) > 0.03  # or it could be that of a mean of means
+            alone, said = mixed.gradient(moved, {task: (loss,)})
+            assert float(said["loss"]) > 0
+            expected = {path: expected[path] + share * leaf for path, leaf in alone.items()}
+            means[loss] += share * float(said[f"loss_{loss}"])
+    for loss, mean in means.items():
+        np.testing.assert_allclose(metrics[f"loss_{loss}"], mean, rtol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in found.values())
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-3, atol=1e-6 * largest, err_msg=path)
+
+
+# What makes masks, places, words and nothing else.
+MASKS, PLACES, WORDS = ("mask_decoder/", "mask_adapter/"), ("location/",), ("text/decoder/logits_dense/",)
+
+
+@pytest.mark.parametrize(
+    ("only", "idle"),
+    [
+        ({"describe": ("text",)}, (*MASKS, *PLACES)),
+        ({"trace": ("text", "point")}, MASKS),
+        ({"refer": ("point",)}, (*MASKS, *WORDS)),
+        ({"refer": ("point", "mask")}, WORDS),
+        ({}, ("",)),
+    ],
+    ids=["describe", "trace", "refer", "segment", "nothing"],
+)
+def test_a_task_moves_what_it_uses_and_nothing_else(
+    mixed: Mixed, moved: TrainState, only: dict[str, tuple[str, ...]], idle: tuple[str, ...]
+) -> None:
+    """Though all tasks moved everything in steps before: neither momentum nor weight decay moves the rest."""
+    then = param_rules.paths(moved.params)
+    taught = {path for path, leaf in param_rules.paths(moved.optimizer[1]).items() if np.any(leaf)}
+    assert all(any(path.startswith(part) for path in taught) for part in idle)
+    after, _ = mixed.step(moved, mixed.weighed(only))
+    now = param_rules.paths(after.params)
+    assert {path for path in taught if not np.array_equal(now[path], then[path])} == {
+        path for path in taught if not path.startswith(idle)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +427,52 @@ def test_every_mode_is_scored_and_says_the_same_alone(
             assert 0 <= x0 <= x1 <= 64 and 0 <= y0 <= y1 <= 64
             if mode == "segment":
                 assert alone["mask"]["size"] == [64, 64] and sum(alone["mask"]["counts"]) == 64 * 64
+
+
+def region_ids(experiment: Experiment) -> list[str]:
+    """Of every expression of the set, as it rests: whole pictures, in the order of the files."""
+    whole = data.dataset(experiment.data, EXPRESSIONS, "validation", (0, 1)).as_numpy_iterator()
+    return [name.decode() for example in whole for name in example["region_id"]]
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "seed"), [(1, 2, 0), (3, 1, 7), (4, 8, 7)])
+def test_every_expression_reaches_one_row_whatever_batch_processes_and_shuffle(
+    experiment: Experiment, vocabulary: text.Vocabulary, batch_size: int, processes: int, seed: int
+) -> None:
+    """What pads the last batch, and the further regions of a picture, are no rows of their own."""
+    shuffled = dataclasses.replace(experiment.data, seed=seed, shuffle_buffer=2 + seed)
+    convert, found, rows = converter(experiment, vocabulary), [], 0
+    for index in range(processes):
+        for batch, group in data.evaluation_batches(
+            shuffled, EXPRESSIONS, "validation", convert, batch_size, process=(index, processes)
+        ):
+            found += [name.decode() for example, _ in group for name in example["region_id"]]
+            rows += int(batch.valid[: len(group)].sum())
+    assert rows == len(found) and sorted(found) == sorted(region_ids(experiment))
+
+
+def test_every_expression_is_scored_once_whatever_the_batch_and_the_devices(
+    experiment: Experiment, predictor: Predictor
+) -> None:
+    """With parameters on one device, and on a mesh of all eight: the same boxes, one for each expression."""
+    everything = region_ids(experiment)
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices())
+    assert mesh.size == 8 and len(everything) % 5  # the last batch is not full
+    told = []
+    for batch_size, params in (
+        (5, predictor.params),
+        (8, jax.device_put(predictor.params, sharding.replicated(mesh))),
+    ):
+        evaluation = Eval(task=EXPRESSIONS, mode="refer", batch_size=batch_size, pictures=0)
+        with jax.set_mesh(mesh) if batch_size == 8 else contextlib.nullcontext():
+            result = evaluator.evaluate(experiment, evaluation, params, predictor.vocabulary)
+        names = [name for line in result.predictions for name in line["region_id"]]
+        assert names == everything == [name for line in result.targets for name in line["region_id"]]
+        boxes = [region["box"] for line in result.predictions for region in line["regions"]]
+        told.append((result.metrics, np.asarray(boxes)))
+    (one, here), (other, there) = told
+    assert one == pytest.approx(other) and one.keys() == {"P@0.5", "P@0.5:0.95"}
+    np.testing.assert_allclose(here, there, atol=0.02)  # pixels of 64
 
 
 def test_what_cannot_be_referred_to(predictor: Predictor, examples: list[dict[str, Any]]) -> None:
