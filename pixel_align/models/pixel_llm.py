@@ -35,6 +35,7 @@ from pixel_align.nn import (
     prompt_encoder,
     prompt_extractor,
     region_head,
+    roi_extractor,
     sam_vit,
 )
 from pixel_align.nn.bert import BertConfig
@@ -50,6 +51,7 @@ from pixel_align.nn.mask_decoder import MaskDecoder, MaskDecoderConfig
 from pixel_align.nn.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from pixel_align.nn.prompt_extractor import PromptExtractor, PromptExtractorConfig
 from pixel_align.nn.region_head import RegionHead, RegionHeadConfig, grid_anchors, query_anchors, query_grid
+from pixel_align.nn.roi_extractor import RoiExtractor, RoiExtractorConfig
 from pixel_align.nn.sam_vit import SamVitConfig
 from pixel_align.nn.t5 import T5Config
 
@@ -87,7 +89,7 @@ class PixelLLMConfig(ModelConfig):
     shape: Shape = dataclasses.field(default_factory=lambda: Shape(canvas=384, text=128, instruction=8))
     image: SamVitConfig | EvaVitConfig | FusionConfig = dataclasses.field(default_factory=SamVitConfig)
     prompt: PromptEncoderConfig = dataclasses.field(default_factory=PromptEncoderConfig)
-    extractor: PromptExtractorConfig = dataclasses.field(default_factory=PromptExtractorConfig)
+    extractor: PromptExtractorConfig | RoiExtractorConfig = dataclasses.field(default_factory=PromptExtractorConfig)
     text: LanguageModelConfig = dataclasses.field(default_factory=T5Config)
     location: LocationHeadConfig = dataclasses.field(default_factory=LocationHeadConfig)
     regions: RegionHeadConfig = dataclasses.field(default_factory=RegionHeadConfig)
@@ -147,6 +149,11 @@ class PixelLLMConfig(ModelConfig):
             )
         geometry.points_per_side(self.shape.point_grid, self.shape.points)
         grid(self.image, self.shape.canvas)  # raises where an encoder cannot read that canvas
+        if self.shape.prompt_points and isinstance(self.extractor, RoiExtractorConfig):
+            raise ValueError(
+                f"model.shape.prompt_points is {self.shape.prompt_points} with model.extractor.kind 'roi', expected 0: "
+                "it reads the inside of boxes. Set it, or choose extractor.kind=two_way."
+            )
         if self.shape.prompt_points and not self.prompt.points:
             raise ValueError(
                 f"model.shape.prompt_points is {self.shape.prompt_points} and model.prompt.points is False, expected a "
@@ -216,7 +223,9 @@ class PixelLLM(nn.Module):
         c = self.config
         self.image = ImageFeatures(c.image)
         self.prompt = PromptEncoder(c.prompt)
-        self.extractor = PromptExtractor(c.extractor)
+        self.extractor = (
+            RoiExtractor(c.extractor) if isinstance(c.extractor, RoiExtractorConfig) else PromptExtractor(c.extractor)
+        )
         self.visual_projection = nn.Dense(c.text.width, dtype=c.text.dtype)
         self.visual_norm = LayerNorm(1e-5, dtype=c.text.dtype)
         self.text = language_model.language_model(c.text)
@@ -258,6 +267,8 @@ class PixelLLM(nn.Module):
         elif self.config.prompt.masks or self.config.prompt.padding_tokens:
             dense = self.prompt.dense()  # "no mask", as published
         tokens, exist = self.prompt(prompt_boxes, self.config.shape.canvas, prompt_points)
+        if isinstance(self.extractor, RoiExtractor):
+            return self.extractor(features, prompt_boxes, tokens, covered)
         return self.extractor(features, self.prompt.grid(h, w, covered), tokens, exist, dense)
 
     def encode_prefix(
@@ -488,7 +499,9 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
     }
     parts |= {
         "prompt": prompt_encoder.rules(config.prompt),
-        "extractor": prompt_extractor.rules(config.extractor),
+        "extractor": roi_extractor.rules(config.extractor)
+        if isinstance(config.extractor, RoiExtractorConfig)
+        else prompt_extractor.rules(config.extractor),
         "visual_projection": dataclasses.replace(projection, trainable=read),
         "visual_norm": dataclasses.replace(small, trainable=read),
         "text": language_model.rules(config.text),

@@ -23,6 +23,7 @@ from pixel_align.sizes import check_at_least
 class PromptExtractorConfig:
     """Published values are the defaults."""
 
+    kind: str = "two_way"
     queries: int = 32  # Q, visual tokens that the language model gets per prompt
     width: int = 512  # of the two-way transformer
     depth: int = 6
