@@ -14,7 +14,7 @@ from pixel_align import detection_targets, geometry, losses, losses_detection, p
 from pixel_align.batch import Described, DetectorOutputs
 from pixel_align.nn import box_decoder
 from pixel_align.nn.box_decoder import BoxDecoder, BoxDecoderConfig
-from pixel_align.pyramid import pyramid_levels
+from pixel_align.pyramid import cells_of, pyramid_levels
 
 CANVAS, GRID, D = 112, 8, 12
 CONFIG = BoxDecoderConfig.tiny(width=16, up_width=8, tower_layers=1, hidden_width=32, samples=16)
@@ -157,6 +157,15 @@ def test_nothing_is_proposed_beyond_the_picture(params: dict) -> None:
     boxes, _, valid = DETECT(loud, FEATURES, jnp.asarray([[112, 30], [25, 112]]))
     assert valid.any(axis=1).all()
     assert boxes[0, :, 2].max() <= 30 / 112 + 1e-6 and boxes[1, :, 3].max() <= 25 / 112 + 1e-6
+    # Nor by a cell beyond it, though its box reaches into it: the last of the map, hot, and all others cold.
+    levels = pyramid_levels(GRID, GRID)
+    maps = tuple(jnp.zeros((2, *level.shape, 1)) for level in levels)
+    count = len(cells_of(levels).level)
+    everywhere = jnp.tile(jnp.asarray([0.0, 0.0, 1.0, 1.0]), (2, count, 1))
+    hot = jnp.full((2, count), -5.0).at[:, 4 * GRID * GRID + GRID * GRID - 1].set(5.0)
+    propose = jax.jit(lambda size: MODEL.apply({"params": params}, maps, hot, everywhere, size, method=MODEL.propose))
+    _, heat, _ = propose(jnp.asarray([[112, 98], [112, 112]]))
+    assert heat[0].max() < 0.01 < 0.99 < heat[1].max()
 
 
 def test_it_learns_where_things_are(params: dict) -> None:

@@ -19,19 +19,24 @@ def test_the_maps_have_the_cells_that_the_levels_say(h: int, w: int) -> None:
 
 
 def test_a_cell_is_made_of_what_lies_around_it() -> None:
-    """A mark in one cell of the image features shows where that cell is, and at most one cell further."""
-    grid, (row, column) = 12, (7, 2)
+    """A mark in one cell of the image features changes, on each level, the cells over it and their neighbours."""
+    grid, mark = 12, (7, 2)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, grid, grid, 3)))
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
     plain = rng.normal(size=(1, grid, grid, 3)).astype(np.float32)
     marked = plain.copy()
-    marked[0, row, column] = 30 * np.abs(plain[0, row, column]) + 5  # the largest of its pool, too
+    marked[(0, *mark)] = 30 * np.abs(plain[(0, *mark)]) + 5  # the largest of its pool, too
     run = jax.jit(lambda x: MODEL.apply(params, x))
-    low, high = np.asarray([row, column]) / grid, np.asarray([row + 1, column + 1]) / grid
-    for one, two, level in zip(run(plain), run(marked), pyramid_levels(grid, grid), strict=True):
-        changed = np.argwhere(np.abs(one - two)[0].max(-1) > 1e-4)
-        assert len(changed)
-        cell = np.asarray(level.cell)
-        reach = cell * (1 if level.cell[0] < 3 / grid else 2)  # the coarse ones look at what is around cells of others
-        assert (changed * cell < high + reach + 1e-6).all() and ((changed + 1) * cell > low - reach - 1e-6).all()
+    halved = [{row for row in range(6) if abs(row - at // 2) <= 1} for at in mark]
+    expected = [
+        [set(range(2 * at - 1, 2 * at + 3)) for at in mark],
+        [set(range(at - 1, at + 2)) for at in mark],
+        halved,
+    ]
+    for cells in (3, 2):  # a convolution of stride 2 reads what is one cell to either side of every second one
+        halved = [{i for i in range(cells) if {2 * i - 1, 2 * i, 2 * i + 1} & before} for before in halved]
+        expected.append(halved)
+    for one, two, places in zip(run(plain), run(marked), expected, strict=True):
+        rows, columns = np.nonzero(np.abs(one - two)[0].max(-1) > 1e-4)
+        assert [set(rows.tolist()), set(columns.tolist())] == places
