@@ -1,11 +1,13 @@
 """Traces, referring with masks and region captions, one model, on drawn scenes of the hard setting.
 
     python -m experiments.synthetic --workdir runs/synthetic
+    python -m experiments.synthetic --workdir runs/everything --everything      # dense captions and questions, too
 
-Draws scenes, writes them in the publishers' formats (narratives, refs, region descriptions), builds the sets, trains a
-first stage (the dense objective alone: it stands for the public weights of the image encoders) and then all tasks, each
-step with one batch of each, scores the unseen scenes beside `shuffled` pictures, and writes docs/proof/synthetic.json.
-Killed, it goes on where it was. `--set` changes settings of both stages, as `pixel-align train --set`.
+Draws scenes, writes them in the publishers' formats (narratives, refs, region descriptions, conversations), builds the
+sets, trains a first stage (the dense objective alone: it stands for the public weights of the image encoders) and then
+all tasks, each step with one batch of each, scores the unseen scenes beside `shuffled` pictures, and writes
+docs/proof/synthetic.json, or synthetic_everything.json. Killed, it goes on where it was. `--set` changes settings of
+both stages, as `pixel-align train --set`.
 
 The world is `World()` as it stands: 3 to 8 objects of 224 px pictures, distractors that share colour and shape,
 textured grounds, a tenth of the pairs of colour and shape in no training scene.
@@ -18,6 +20,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +34,7 @@ from pixel_align.config import Experiment, override, to_config_dict
 from pixel_align.data import DataConfig, Group
 from pixel_align.experiment import Eval, Init, Train
 from pixel_align.models.pixel_llm import LossConfig, MasksConfig, PixelLLMConfig
+from pixel_align.nn.box_decoder import BoxDecoderConfig
 from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.mask_adapter import MaskAdapterConfig
 from pixel_align.nn.mask_decoder import MaskDecoderConfig
@@ -41,22 +45,29 @@ from pixel_align.nn.sam_vit import SamVitConfig
 from pixel_align.nn.t5 import T5Config
 from pixel_align.optim import Optim
 
-STAGES = ("first_stage", "all_tasks")
+STAGES = ("first_stage", "all_tasks", "everything")  # the second or the third begins where the first ends
 NARRATIVES, EXPRESSIONS, REGIONS = "synthetic_narratives", "synthetic_expressions", "synthetic_regions"
+DENSE, QUESTIONS = "synthetic_densecap", "synthetic_questions"
 CANVAS, WIDTH = 96, 64
 NARRATIVE = Shape(canvas=CANVAS, text=48, instruction=8, objects=8, phrase=4)
 # Masks are trained at half the canvas, four cells for each cell of the map: what the mask decoder predicts.
 REFER = Shape(canvas=CANVAS, text=18, instruction=18, regions=8, mask=CANVAS // 2)
 DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=4, prompts=4)
+DENSECAP = Shape(canvas=CANVAS, text=8, instruction=8, regions=8, prompts=8, described=8)
+ANSWER = Shape(canvas=CANVAS, text=4, instruction=18, regions=4)
 EVALS = (
     Eval(task=NARRATIVES, mode="trace"),
     Eval(task=EXPRESSIONS, mode="segment", shape=REFER),
     Eval(task=REGIONS, mode="describe", shape=DESCRIBE),
 )
+MORE_EVALS = (
+    Eval(task=DENSE, mode="densecap", shape=DENSECAP),
+    Eval(task=QUESTIONS, mode="answer", shape=ANSWER),
+)
 
 
 def get_config(stage: str = "all_tasks"):
-    """A stage as a locked ConfigDict: first_stage or all_tasks."""
+    """A stage as a locked ConfigDict: first_stage, all_tasks (three) or everything (five)."""
     if stage not in STAGES:
         raise ValueError(f"preset is {stage!r}, expected one of {', '.join(STAGES)}. Choose one of them.")
     return to_config_dict(experiment(stage))
@@ -64,15 +75,19 @@ def get_config(stage: str = "all_tasks"):
 
 def experiment(stage: str) -> Experiment:
     """The settings of a stage; the driver below fills in folders."""
-    speaks = stage == "all_tasks"
+    speaks, everything = stage != "first_stage", stage == "everything"
     losses = LossConfig(label_smoothing=0.0, mask=0.5)
     if not speaks:
         losses = dataclasses.replace(losses, text=0.0, point=0.0, presence=0.0, mask=0.0)
     # A narrative has some 18 words to say and 12 to place, an expression one to place, a region four to say: without
     # weights narratives would have most of the gradient, and what needs a relation is not learned.
     further = (Group(EXPRESSIONS, 8, REFER, weight=4.0), Group(REGIONS, 8, DESCRIBE, weight=3.0)) if speaks else ()
+    if everything:
+        further = (*further, Group(DENSE, 8, DENSECAP, weight=2.0), Group(QUESTIONS, 8, ANSWER, weight=8.0))
     return Experiment(
-        model=dataclasses.replace(model(), loss=losses),
+        model=dataclasses.replace(
+            model(), loss=losses, detector=dataclasses.replace(model().detector, enabled=everything)
+        ),
         data=DataConfig(
             modules=("data_pipelines.localized_narratives", "data_pipelines.synthetic_regions"),
             mixture=NARRATIVES,
@@ -122,6 +137,19 @@ def model() -> PixelLLMConfig:
             decoder=MaskDecoderConfig(width=WIDTH, num_heads=4, mlp_width=2 * WIDTH, quality_width=WIDTH, scan=False),
             adapter=MaskAdapterConfig(width=WIDTH, num_heads=4, mlp_width=2 * WIDTH, scan=False),
         ),
+        detector=BoxDecoderConfig(
+            width=WIDTH,
+            up_width=WIDTH,
+            tower_layers=2,
+            groups=8,
+            hidden_width=128,
+            proposals_train=96,
+            peaks_train=192,
+            proposals=64,
+            peaks=128,
+            samples=64,
+            detections=16,
+        ),
     )
 
 
@@ -131,6 +159,7 @@ def run(
     unseen: Annotated[int, typer.Option(help="Scenes for evaluation.")] = 320,
     first_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 2_000,
     steps: Annotated[int, typer.Option(help="Steps of all tasks.")] = 7_000,
+    everything: Annotated[bool, typer.Option(help="Also dense captions and questions.")] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Settings of both stages.")
     ] = None,
@@ -138,14 +167,16 @@ def run(
     """Draw, build, train, evaluate, record."""
     quiet_libraries()
     with one_line_errors():
-        train_and_score(workdir, scenes, unseen, {"first_stage": first_steps, "all_tasks": steps}, changes or [])
+        last = "everything" if everything else "all_tasks"
+        train_and_score(workdir, scenes, unseen, {"first_stage": first_steps, last: steps}, changes or [])
 
 
 def train_and_score(workdir: Path, scenes: int, unseen: int, steps: dict[str, int], changes: list[str]) -> None:
     """The whole of it; see the module's text."""
     from pixel_align.train import train
 
-    configs = {stage: configure(workdir, stage, steps[stage], changes) for stage in STAGES}
+    configs = {stage: configure(workdir, stage, count, changes) for stage, count in steps.items()}
+    everything = "everything" in configs
     prepare(workdir, {"train": scenes, "validation": unseen})
     for stage, config in configs.items():
         begun = time.perf_counter()
@@ -158,9 +189,9 @@ def train_and_score(workdir: Path, scenes: int, unseen: int, steps: dict[str, in
         "scenes": {"train": scenes, "unseen": unseen},
         "steps": steps,
         "train_seconds": seconds,  # of all starts that came to an end
-        "tasks": scores(workdir, configs["all_tasks"]),
+        "tasks": scores(workdir, list(configs)[-1], configs),
     }
-    record.write("synthetic", result)
+    record.write("synthetic_everything" if everything else "synthetic", result)
     rich.console.Console().print_json(json.dumps(result["tasks"]))
 
 
@@ -183,7 +214,9 @@ def configure(workdir: Path, stage: str, steps: int, changes: list[str]) -> Expe
         data=dataclasses.replace(config.data, dir=str(workdir / "data"), vocabulary=str(workdir / "vocabulary.model")),
         optim=dataclasses.replace(config.optim, warmup_steps=min(config.optim.warmup_steps, steps // 2)),
         train=dataclasses.replace(config.train, steps=steps),
-        init=Init(checkpoint=str(workdir / "first_stage")) if stage == "all_tasks" else Init(),
+        init=Init()
+        if stage == "first_stage"
+        else Init(checkpoint=str(workdir / "first_stage"), new=("detector/.*",) if stage == "everything" else ()),
     )
     return override(config, changes)
 
@@ -196,7 +229,13 @@ def prepare(workdir: Path, counts: dict[str, int]) -> None:
     texts: list[str] = []
     for split, count in counts.items():
         files = synthetic.write(
-            synthetic.World(), workdir / "raw", count, seed=0, split=split, also=("expressions", "regions"), processes=2
+            synthetic.World(),
+            workdir / "raw",
+            count,
+            seed=0,
+            split=split,
+            also=("expressions", "regions", "questions"),
+            processes=2,
         )
         inputs = localized_narratives.Inputs(
             annotations=(str(files.narratives),), images=(str(files.images),), instances=str(files.instances)
@@ -204,9 +243,11 @@ def prepare(workdir: Path, counts: dict[str, int]) -> None:
         localized_narratives.build(workdir / "data", split, inputs, name=NARRATIVES)
         synthetic_regions.build(workdir / "data", files, split)
         if split == "train":
-            assert files.region_descriptions is not None
+            assert files.region_descriptions is not None and files.questions is not None
             pictures = json.loads(files.region_descriptions.read_text(encoding="utf-8"))
             texts += [region["phrase"] for picture in pictures for region in picture["regions"]]
+            conversations = json.loads(files.questions.read_text(encoding="utf-8"))
+            texts += [turn["value"] for talk in conversations[:500] for turn in talk["conversations"]]
             lines = files.narratives.read_text(encoding="utf-8").splitlines()
             texts += [json.loads(line)["caption"] for line in lines]
     # The words of expressions beyond those of narratives: what asks, sizes and relations.
@@ -218,16 +259,17 @@ def prepare(workdir: Path, counts: dict[str, int]) -> None:
 RELATIONS = ("left of", "right of", "above", "below", "under", "nearest to", "closest to", "between", "an object of")
 
 
-def scores(workdir: Path, config: Experiment) -> dict[str, dict[str, float]]:
+def scores(workdir: Path, stage: str, configs: Mapping[str, Experiment]) -> dict[str, dict[str, float]]:
     """Task -> figures on the unseen scenes, controls included; predictions and pictures in the work folder."""
     from pixel_align import predict, text
     from pixel_align.checkpoints import store
     from pixel_align.evaluation import evaluator
 
-    folder, step = store.find(workdir / "all_tasks")
+    config = configs[stage]
+    folder, step = store.find(workdir / stage)
     params, vocabulary = predict.load_params(config, folder, step), text.load_vocabulary(folder)
     console, found = rich.console.Console(), {}
-    for evaluation in EVALS:
+    for evaluation in (*EVALS, *MORE_EVALS) if stage == "everything" else EVALS:
         wrap = evaluator.progress(config, evaluation, console)
         result = evaluator.evaluate(config, evaluation, params, vocabulary, controls=True, wrap=wrap)
         evaluator.write(result, workdir / "evaluation" / evaluation.task)
