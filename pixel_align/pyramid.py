@@ -82,5 +82,6 @@ def visible(of: Cells, valid_size: jax.Array, canvas: int) -> jax.Array:
     Args:
       valid_size: Int[..., 2], (height, width) in canvas pixels of the part that holds the picture.
     """
-    begins = of.index * of.size  # float32[A, 2]
-    return jnp.all(begins < valid_size[..., None, ::-1] / canvas, axis=-1)
+    # In thousandths of a pixel: a cell that begins where the picture ends holds none of it, however either is rounded.
+    begins = np.round(of.index * of.size * canvas, 3)  # [A, 2]
+    return jnp.all(begins < valid_size[..., None, ::-1], axis=-1)
