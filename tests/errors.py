@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import shlex
 import shutil
 import sys
@@ -30,6 +31,11 @@ def get_config():
 """
 
 BUILD = "python -m data_pipelines build localized_narratives"
+OWN, REFER, REGIONS = (
+    f"python -m data_pipelines build {options} --images photos --out built"
+    for options in ("own", "refcoco --name refcocog_umd", "visual_genome")
+)
+FOLDER = "pixel-align predict twins --checkpoint runs/tiny --out answers"
 
 
 class Case(NamedTuple):
@@ -95,6 +101,16 @@ CASES = (
         f"{BUILD} --annotations narratives.jsonl --images photos --out built",
         begun=True,
     ),
+    Case("x, y, width, height where corners are expected", f"{OWN} --annotations xywh.jsonl", begun=True),
+    Case("Corners where x, y, width, height are expected", f"{REGIONS} --annotations corners.json", begun=True),
+    Case("A box outside its picture", f"{REGIONS} --annotations outside.json", begun=True),
+    Case("A mask of another size than its picture", f"{REGIONS} --annotations small_mask.json", begun=True),
+    Case("An expression for a missing image", f"{REFER} --refer lost", begun=True),
+    Case("Half a file of instances", f"{REFER} --refer cut"),
+    Case("Half a list of regions", f"{REGIONS} --image-data image_data.json --annotations cut.json", begun=True),
+    Case("A pickle with code in it", f"{REFER} --refer code"),
+    Case("A format that cannot hold the answers", f"{FOLDER} --mode trace --format coco"),
+    Case("Two pictures of one name", f"{FOLDER} --mode caption --format coco"),
 )
 
 
@@ -115,6 +131,47 @@ def furnish(folder: Path, world: Path, run: Path) -> None:
     shutil.copy(folder / "photo.png", folder / "photos" / "holiday.png")
     (folder / "empty.jsonl").touch()
     shutil.copy(world / "raw" / "train" / "narratives.jsonl", folder)
+    (folder / "twins").mkdir()
+    for name in ("000000000007.png", "7.png"):
+        shutil.copy(folder / "photo.png", folder / "twins" / name)
+    furnish_regions(folder)
+
+
+class Code:
+    """What a pickle may ask for: to have Python run something."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return eval, ("open('touched', 'w')",)
+
+
+def furnish_regions(folder: Path) -> None:
+    """Annotations of regions of photos/holiday.png, 64 x 48, each wrong in one way."""
+    image = {"id": 1, "file_name": "holiday.png", "width": 64, "height": 48}
+
+    def write(name: str, *regions: dict[str, Any]) -> None:
+        annotations = [{"id": k, "image_id": 1, "caption": f"thing {k}", **one} for k, one in enumerate(regions)]
+        (folder / name).write_text(json.dumps({"images": [image], "annotations": annotations}))
+
+    own = {"file": "holiday.png", "regions": [{"phrase": "the sea", "box": [40, 30, 20, 15]}]}
+    (folder / "xywh.jsonl").write_text(json.dumps(own) + "\n")
+    write("corners.json", *({"bbox": [20 + k, 12, 58, 40]} for k in range(3)))
+    write("outside.json", {"bbox": [70, 10, 20, 20]})
+    write("small_mask.json", {"bbox": [4, 4, 20, 20], "segmentation": {"size": [24, 32], "counts": [100, 600, 68]}})
+    whole = json.dumps([{"id": 1, "regions": [{"region_id": 1, "phrase": "the sea", "x": 1, "y": 2}]}])
+    (folder / "cut.json").write_text(whole[: len(whole) // 2])
+    (folder / "image_data.json").write_text(json.dumps([{"image_id": 1, "width": 64, "height": 48, "coco_id": None}]))
+    sentence = {"sent_id": 1, "sent": "the sea", "raw": "The sea."}
+    ref = {"ref_id": 5, "ann_id": 9, "image_id": 2, "split": "val", "sentences": [sentence]}
+    thing = {"id": 9, "image_id": 2, "bbox": [4, 4, 20, 20]}
+    instances = json.dumps({"images": [image], "annotations": [thing]})
+    for name, refs, text in (
+        ("lost", [ref], instances),
+        ("cut", [ref], instances[: len(instances) // 2]),
+        ("code", [ref, Code()], instances),
+    ):
+        (folder / name / "refcocog").mkdir(parents=True)
+        (folder / name / "refcocog" / "refs(umd).p").write_bytes(pickle.dumps(refs))
+        (folder / name / "refcocog" / "instances.json").write_text(text)
 
 
 def run(case: Case, folder: Path) -> tuple[Any, str, str]:
@@ -134,7 +191,8 @@ def run(case: Case, folder: Path) -> tuple[Any, str, str]:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.dict(os.environ),
-        mock.patch.dict(sys.modules, names),
+        # What is imported on the way stays: a module cannot be imported again without harm.
+        mock.patch.dict(sys.modules, names) if names else contextlib.nullcontext(),
     ):
         for name in blocked.keys() - names.keys():
             del sys.modules[name]  # to be imported anew, and to fail

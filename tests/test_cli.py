@@ -44,6 +44,9 @@ def test_what_a_user_can_mend_is_one_line_and_code_2(case: Case, folder: Path, s
     assert re.fullmatch(r"error: .+[.?] .+[.?)]|error: .+[.?] First: .+", said[0]), said[0]
     assert str(folder) not in said[0] and str(ROOT) not in said[0]
     assert said == shown[case.command], "docs/errors.md says something else: run `python -m tests.errors`"
+    # Nothing half-built is left, no picture was asked about, and what a pickle asked for was not done.
+    assert {path.name for path in (folder / "built").rglob("*") if path.is_file()} <= {".lock"}
+    assert not (folder / "answers").exists() and not (folder / "touched").exists()
 
 
 def test_the_document_shows_every_case_once_and_nothing_else(shown: dict[str, list[str]]) -> None:
