@@ -3,7 +3,7 @@
 Only the first map of an image encoder is asked where it lies (`image_features.extent`); the others are counted from it:
 each level's cells are exactly twice as wide as those of the level before, and all begin in the top left corner. So the
 cells of a 27 x 27 map of a canvas of 384 px are 14.2 px wide and those beside it 7.1, 28.4, 56.9 and 113.8 px.
-Published code declares 8 to 128 px instead, one eighth too much (item 6 of docs/differences.md).
+Published code declares 8 to 128 px instead, one eighth too much (docs/differences.md).
 """
 
 import dataclasses
