@@ -295,27 +295,38 @@ def score(
 
 @app.command()
 def benchmark(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="metrics.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="metrics, or padding.")],
     json_out: Annotated[str, typer.Option("--json", help="File to write, one JSON object a line.")] = "",
     cases: Annotated[int, typer.Option(help="At most so many cases in each row; 0 for the full size.", min=0)] = 0,
     phrases: Annotated[
         Path | None, typer.Option(help="Visual Genome's region_descriptions.json; a small grammar without it.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A row by its name; may be given again.")] = None,
+    experiment: Annotated[str, typer.Option(help="Of padding: whose batches are counted.")] = "",
+    changes: Set = None,
 ) -> None:
-    """Measure speed and memory: a table, and with --json one line for each row."""
+    """Measure speed and memory of metrics, or what of an experiment's batches is padding: a table, and with --json one
+    line for each row.
+    """
     with one_line_errors():
-        if what != "metrics":
-            raise ValueError(f"WHAT is {what!r}, expected metrics. Nothing else is measured yet.")
+        if what not in ("metrics", "padding"):
+            raise ValueError(f"WHAT is {what!r}, expected metrics or padding. Choose one of them.")
         import rich.console
 
-        from pixel_align.benchmark import metrics, rows
+        from pixel_align import config
+        from pixel_align.benchmark import metrics, padding, rows
 
         check_writable(json_out)
         measured = []
-        for row in metrics.run(phrases, cases, names=only or ()):
+        if what == "padding":
+            found = padding.run(config.load(experiment, changes or ()), cases or 8)
+        else:
+            found = metrics.run(phrases, cases, names=only or ())
+        for row in found:
             measured.append(row)
             typer.echo(f"{row['name']}: {row['cases']:,} {row['unit']} in {row['seconds']:.2f} s", err=True)
+            if what == "padding":
+                typer.echo("  " + ", ".join(f"{k} {share:.1%}" for k, share in row["notes"].items()), err=True)
         rich.console.Console().print(rows.table(measured))
         if json_out:
             rows.write(measured, Path(json_out))
