@@ -53,6 +53,13 @@ def test_it_has_its_number_of_parameters(config: BoxDecoderConfig, channels: int
     assert round(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables)) / 1e6, 2) == count
 
 
+def test_boxes_and_scores_are_float32_whatever_is_computed_in(params: dict) -> None:
+    model = BoxDecoder(dataclasses.replace(CONFIG, dtype="bfloat16"), CANVAS)
+    found = jax.eval_shape(model.apply, {"params": params}, *INPUTS, jax.random.key(0))
+    found = (found, jax.eval_shape(lambda p: model.apply(p, FEATURES, SIZE, method=model.detect), {"params": params}))
+    assert {x.dtype.name for x in jax.tree.leaves(found)} == {"float32", "int32", "bool"}
+
+
 def test_every_parameter_has_its_rules(params: dict) -> None:
     rules = box_decoder.rules(CONFIG)
     for field in dataclasses.fields(param_rules.PartRules):
