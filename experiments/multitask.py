@@ -121,12 +121,12 @@ def captions(canvas: int) -> Shape:
 
 def expressions(canvas: int) -> Shape:
     """Up to 16 expressions that share the whole picture's prompt; each is also what is asked."""
-    return Shape(canvas=canvas, regions=16, text=24, instruction=32)
+    return Shape(canvas=canvas, regions=16, text=32, instruction=32)
 
 
 def regions(canvas: int) -> Shape:
-    """16 of the detector's finds."""
-    return visual_genome.shape(canvas, 16, text=24)
+    """16 of the detector's finds, in few words."""
+    return visual_genome.shape(canvas, 16, text=16)
 
 
 def short_answers(canvas: int) -> Shape:
