@@ -236,7 +236,7 @@ def _predict_all(
         print(f"{name}: {error}", file=sys.stderr)
     if form is not None:
         left_out = predict_folder.write_raw(out, form, said)
-        typer.echo(f"{out}/{form.file}: {told.before + told.answered} pictures, {len(left_out)} without an entry")
+        typer.echo(f"{out}/{form.file}: {told.before + told.answered} pictures, {len(left_out)} of them not in full")
         for name, why in left_out.items():
             print(f"{name}: {why}", file=sys.stderr)
 

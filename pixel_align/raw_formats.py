@@ -1,10 +1,10 @@
 """Answers about a folder of pictures in the publishers' raw formats, so that the builders of data sets read them.
 
-| mode                     | localized_narratives       | coco                                              |
-|--------------------------|----------------------------|---------------------------------------------------|
-| trace                    | localized_narratives.jsonl |                                                   |
-| caption                  |                            | captions.json: images, annotations with `caption` |
-| refer, segment, describe |                            | instances.json: images, annotations, categories   |
+| mode                               | localized_narratives       | coco                                              |
+|------------------------------------|----------------------------|---------------------------------------------------|
+| trace                              | localized_narratives.jsonl |                                                   |
+| caption                            |                            | captions.json: images, annotations with `caption` |
+| refer, segment, describe, densecap |                            | instances.json: images, annotations, categories   |
 
 localized_narratives: a line of the publisher's seven fields for each picture. Nobody spoke, so the clock is ours: word
 k of the text (from 0) is said from second k to second k + 1, and while it is said the trace goes through the points of
@@ -14,7 +14,7 @@ no place has its second and no stroke. There is no recording: `voice_recording` 
 instances.json: an annotation for each region. Its `caption` is the text, in GRiT's spelling; its category, by name, is
 the text too. With a mask, `segmentation` is that in run lengths and `bbox` the mask's extent, as COCO means it; without
 one, or where the mask has no pixel, `bbox` is the box, cut to the picture. Boxes are x, y, width, height in pixels.
-`describe` tells of the mask or else of the box that was asked about.
+`describe` tells of the mask or else of the box that was asked about. `score` is the model's, as in COCO's results.
 
 Pictures keep the publisher's numbers: COCO's twelve digits, with COCO_<split>2014_ before them or not, and names that
 are a number. Else a narrative has the file's name without suffix, and COCO's files, which want a number, have a hash of
@@ -35,7 +35,7 @@ import numpy as np
 from pixel_align.prediction import run_lengths
 
 Line = Mapping[str, Any]  # of predictions.jsonl: `file` and what `Prediction.to_json` says
-LeftOut = dict[str, str]  # file of a picture -> why it is not written
+LeftOut = dict[str, str]  # file of a picture -> why not all that was said of it is written
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)2014_)?([0-9]{12})")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")  # every reader of JSON holds 15 digits exactly
@@ -67,7 +67,7 @@ class RawFormat:
                 )
 
     def write(self, lines: Sequence[Line], said: Mapping[str, Any], folder: Path) -> LeftOut:
-        """Writes FOLDER/<file>, whole or not at all, and gives what has no text or no place to be written.
+        """Writes FOLDER/<file>, whole or not at all, and gives the pictures of which something has no text or no place.
 
         Raises ValueError as `check` does.
         """
@@ -179,9 +179,10 @@ def _instances(lines: Sequence[Line], said: Mapping[str, Any], left_out: LeftOut
         for region in regions:
             place, text = _place(region, (line["width"], line["height"])), region["text"].strip()
             if place is None or not text:
-                left_out[line["file"]] = "it has no text" if place is not None else "its region has no extent"
+                left_out[line["file"]] = "a region has no text" if place is not None else "a region has no extent"
             else:
-                found.append((line["file"], text, place))
+                scored = {"score": region["score"]} if "score" in region else {}
+                found.append((line["file"], text, place | scored))
     names = sorted({text for _, text, _ in found})
     categories = {name: number for number, name in enumerate(names, 1)}
     annotations = [
@@ -204,8 +205,7 @@ def _place(region: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any] |
     mask = region.get("mask")
     if mask is not None and (area := sum(mask["counts"][1::2])):
         extent = _extent(mask)
-        scored = {"score": region["score"]} if "score" in region else {}
-        return {"bbox": _xywh(extent), "area": area, "segmentation": mask, **scored}
+        return {"bbox": _xywh(extent), "area": area, "segmentation": mask}
     if "box" not in region:
         return None
     box = np.clip(np.asarray(region["box"], np.float64), 0, [*size, *size])
@@ -241,6 +241,6 @@ FORMATS: Mapping[str, Mapping[str, RawFormat]] = {
     "localized_narratives": {"trace": RawFormat("localized_narratives.jsonl", _narratives, image_id)},
     "coco": {
         "caption": RawFormat("captions.json", _captions, image_number),
-        **dict.fromkeys(("refer", "segment", "describe"), _REGIONS),
+        **dict.fromkeys(("refer", "segment", "describe", "densecap"), _REGIONS),
     },
 }

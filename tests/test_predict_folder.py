@@ -103,7 +103,7 @@ def test_from_the_command_line(
         (out, 0, "4 pictures, 0 from before, 1 failed"),
         # Nothing is asked again for its sake.
         ([*out, "--format", "coco"], 0, "0 pictures, 4 from before, 1 failed"),
-        ([*out, "--format", "coco"], 0, "captions.json: 4 pictures, 0 without an entry"),
+        ([*out, "--format", "coco"], 0, "captions.json: 4 pictures, 0 of them not in full"),
         ([*out, "--text", "a dog"], 2, "text is 'a dog', expected None, which the answers in"),
         ([], 2, "image is a folder, expected --out DIR"),
     ):

@@ -165,8 +165,22 @@ def test_masks_come_back_with_their_texts(folder: Path, tmp_path: Path) -> None:
         extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         np.testing.assert_allclose(box, extent, atol=1e-4)
     for one in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
-        if "segmentation" in one:
-            assert one["area"] == masks.area(one["segmentation"], "mask") and one["score"] == 0.75
+        assert one["score"] == 0.75
+        assert "segmentation" not in one or one["area"] == masks.area(one["segmentation"], "mask")
+
+
+def test_regions_of_one_picture_are_annotations_of_their_own(tmp_path: Path) -> None:
+    """Best first, as dense captions come; two have one text."""
+    said = [("a dog", [1.0, 1, 3, 3], 0.9), ("a cat", [2.0, 0, 5, 4], 0.5), ("a dog", [0.0, 2, 6, 4], 0.25)]
+    line = {"file": "7.png", "text": "a dog; a cat; a dog", "width": 6, "height": 4}
+    line["regions"] = [{"text": text, "box": box, "score": score} for text, box, score in said]
+    form = raw_formats.raw_format("coco", "densecap", {})
+    assert form.write([line, {**line, "file": "8.png", "regions": []}], {}, tmp_path) == {}
+    (picture,) = visual_genome.read_grit(tmp_path / form.file, None)
+    content = json.loads((tmp_path / form.file).read_text())
+    assert [(region.text, list(region.box or ())) for region in picture.regions] == [item[:2] for item in said]
+    assert [item["score"] for item in content["annotations"]] == [0.9, 0.5, 0.25]
+    assert [item["name"] for item in content["categories"]] == ["a cat", "a dog"] and len(content["images"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -217,7 +231,7 @@ def test_what_has_no_text_or_no_extent_is_named_and_left_out(tmp_path: Path) -> 
     regions = [{"text": "a", "box": [6.0, 0, 9, 4]}, {"text": " ", "box": [0, 0, 9, 4]}]
     lines = [{**line, "regions": [region]} for line, region in zip(lines, regions, strict=True)]
     form = raw_formats.raw_format("coco", "refer", {})
-    assert form.write(lines, {}, tmp_path) == {"a.png": "its region has no extent", "b.png": "it has no text"}
+    assert form.write(lines, {}, tmp_path) == {"a.png": "a region has no extent", "b.png": "a region has no text"}
     assert not list(tmp_path.glob(".*"))
 
 
