@@ -51,12 +51,19 @@ from pixel_align.text import INSTRUCTIONS
 
 NARRATIVES, EXPRESSIONS, REGIONS = "synthetic_narratives", "synthetic_expressions", "synthetic_regions"
 CANVAS = 64
-REFER = Shape(canvas=CANVAS, text=10, instruction=14, regions=4, mask=CANVAS // 2)
+# Expressions by the dozen: what words mean is learned from many at once, or late. Masks cost more and need fewer.
+REFER = Shape(canvas=CANVAS, text=10, instruction=14, regions=8)
+SEGMENT = dataclasses.replace(REFER, regions=4, mask=CANVAS // 2)
 DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=4, prompts=4)
 EVALS = (
     Eval(task=NARRATIVES, mode="trace"),
-    Eval(task=EXPRESSIONS, mode="segment", shape=REFER),
+    Eval(task=EXPRESSIONS, mode="segment", shape=SEGMENT),
     Eval(task=REGIONS, mode="describe", shape=DESCRIBE),
+)
+FURTHER = (
+    Group(EXPRESSIONS, 12, REFER, weight=3.0),
+    Group(EXPRESSIONS, 3, SEGMENT),
+    Group(REGIONS, 8, DESCRIBE, weight=3.0),
 )
 VOCABULARY = "vocabulary.model"
 KEYS = {
@@ -100,7 +107,7 @@ def experiment(stage: str) -> Experiment:
             modules=("data_pipelines.localized_narratives", "data_pipelines.synthetic_regions"),
             mixture=NARRATIVES,
             batch_size=16,
-            further=(Group(EXPRESSIONS, 8, REFER), Group(REGIONS, 8, DESCRIBE)) if stage == "demo" else (),
+            further=FURTHER if stage == "demo" else (),
         ),
         # The first stage ends at full speed: the second goes on from there.
         optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.997, final_lr=0.02 if speaks else 1.0),

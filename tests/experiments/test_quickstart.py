@@ -42,7 +42,7 @@ def test_rows_differ_in_what_they_are_named_for(tmp_path: Path) -> None:
     }
     assert len(rest) == 1
     further = {stage: [group.mixture for group in config.data.further] for stage, config in made.items()}
-    more = ["synthetic_expressions", "synthetic_regions"]
+    more = ["synthetic_expressions", "synthetic_expressions", "synthetic_regions"]
     assert further == {"first_stage": [], "demo": more, "dense_off": [], "no_first_stage": []}
 
 
