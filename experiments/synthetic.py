@@ -50,14 +50,17 @@ NARRATIVES, EXPRESSIONS, REGIONS = "synthetic_narratives", "synthetic_expression
 DENSE, QUESTIONS = "synthetic_densecap", "synthetic_questions"
 CANVAS, WIDTH = 96, 64
 NARRATIVE = Shape(canvas=CANVAS, text=48, instruction=8, objects=8, phrase=4)
-# Masks are trained at half the canvas, four cells for each cell of the map: what the mask decoder predicts.
-REFER = Shape(canvas=CANVAS, text=18, instruction=18, regions=8, mask=CANVAS // 2)
-DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=4, prompts=4)
+# What words mean is learned from many expressions at once, or late.
+REFER = Shape(canvas=CANVAS, text=18, instruction=18, regions=8)
+# Masks cost more and need fewer. They are trained at half the canvas, four cells for each cell of the map: what the
+# mask decoder predicts.
+SEGMENT = dataclasses.replace(REFER, regions=4, mask=CANVAS // 2)
+DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=8, prompts=8)
 DENSECAP = Shape(canvas=CANVAS, text=8, instruction=8, regions=8, prompts=8, described=8)
 ANSWER = Shape(canvas=CANVAS, text=4, instruction=18, regions=4)
 EVALS = (
     Eval(task=NARRATIVES, mode="trace"),
-    Eval(task=EXPRESSIONS, mode="segment", shape=REFER),
+    Eval(task=EXPRESSIONS, mode="segment", shape=SEGMENT),
     Eval(task=REGIONS, mode="describe", shape=DESCRIBE),
 )
 MORE_EVALS = (
@@ -79,9 +82,12 @@ def experiment(stage: str) -> Experiment:
     losses = LossConfig(label_smoothing=0.0, mask=0.5)
     if not speaks:
         losses = dataclasses.replace(losses, text=0.0, point=0.0, presence=0.0, mask=0.0)
-    # A narrative has some 18 words to say and 12 to place, an expression one to place, a region four to say: without
-    # weights narratives would have most of the gradient, and what needs a relation is not learned.
-    further = (Group(EXPRESSIONS, 8, REFER, weight=4.0), Group(REGIONS, 8, DESCRIBE, weight=3.0)) if speaks else ()
+    # A narrative has some 18 words to say and 12 to place, an expression one to place, a region four to say.
+    further = (
+        Group(EXPRESSIONS, 24, REFER, weight=2.0),
+        Group(EXPRESSIONS, 4, SEGMENT),
+        Group(REGIONS, 8, DESCRIBE, weight=2.0),
+    )
     if everything:
         further = (*further, Group(DENSE, 8, DENSECAP, weight=2.0), Group(QUESTIONS, 8, ANSWER, weight=8.0))
     return Experiment(
@@ -92,7 +98,7 @@ def experiment(stage: str) -> Experiment:
             modules=("data_pipelines.localized_narratives", "data_pipelines.synthetic_regions"),
             mixture=NARRATIVES,
             batch_size=16,
-            further=further,
+            further=further if speaks else (),
         ),
         optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.999, final_lr=0.02 if speaks else 1.0),
         train=Train(steps=7_000 if speaks else 2_000, log_every=20, checkpoint_every=500, keep=1),
