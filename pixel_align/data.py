@@ -76,8 +76,13 @@ class DataConfig:
         group = self.further[index - 1]
         # A seed of its own: groups may share a task.
         seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
-        change = {"augment": group.augment} if group.augment else {}
-        return dataclasses.replace(alone, mixture=group.mixture, batch_size=group.batch_size, seed=seed, **change)
+        return dataclasses.replace(
+            alone,
+            mixture=group.mixture,
+            batch_size=group.batch_size,
+            seed=seed,
+            augment=group.augment or self.augment,
+        )
 
 
 def positive(part: str, settings: Any, names: Sequence[str]) -> None:
