@@ -148,7 +148,7 @@ def model(width: int = 64) -> PixelLLMConfig:
             scan=False,
         ),
         location=LocationHeadConfig(hidden_width=128, presence=True),
-        regions=RegionHeadConfig(enabled=True),
+        regions=RegionHeadConfig(enabled=True, on_prompts=True),
         masks=MasksConfig(
             enabled=True,
             decoder=MaskDecoderConfig(width=width, num_heads=4, mlp_width=2 * width, quality_width=width, scan=False),

@@ -137,7 +137,7 @@ def model() -> PixelLLMConfig:
             scan=False,
         ),
         location=LocationHeadConfig(hidden_width=128, presence=True),
-        regions=RegionHeadConfig(enabled=True),
+        regions=RegionHeadConfig(enabled=True, on_prompts=True),
         masks=MasksConfig(
             enabled=True,
             decoder=MaskDecoderConfig(width=WIDTH, num_heads=4, mlp_width=2 * WIDTH, quality_width=WIDTH, scan=False),

@@ -182,11 +182,12 @@ class Outputs:
       vocabulary_kernel: Float[D, V], text_features @ vocabulary_kernel are the logits, plus vocabulary_bias Float[V]
         where there is one. The loss multiplies in chunks, so that [B, N, T, V] never exists.
       points: Float32[B, N, T, P, 2], the place of each token that was read.
-      text_tokens: Int32[B, N, T], what was read, text_mask: Bool[B, N, T] and valid: Bool[B, N]: the batch's own, or
-        those of the regions that the detector chose.
+      text_tokens: Int32[B, N, T], what was read, text_mask: Bool[B, N, T], valid: Bool[B, N] and prompt_boxes:
+        Float32[B, M, 4]: the batch's own, or those of the regions that the detector chose.
       presence: Float32[B, N, T], logit: the token that was read has a place at all.
       map_regions: one RegionOutputs for the cells of the image map, K = h * w, row by row.
       query_regions: one RegionOutputs for the queries of the prompt extractor, K = Q.
+      prompt_regions: one RegionOutputs for the queries of each prompt, B * M of them, K = Q.
       masks: Float32[B, N, 1, S, S], logits, and iou Float32[B, N, 1], the IoU that the model expects of each.
       detector: what the detector says of a batch with `described`.
     """
@@ -197,10 +198,12 @@ class Outputs:
     text_tokens: Array
     text_mask: Array
     valid: Array
+    prompt_boxes: Array
     vocabulary_bias: Array | None = None
     presence: Array | None = None
     map_regions: RegionOutputs | None = None
     query_regions: RegionOutputs | None = None
+    prompt_regions: RegionOutputs | None = None
     masks: Array | None = None
     iou: Array | None = None
     detector: DetectorOutputs | None = None

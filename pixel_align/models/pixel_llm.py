@@ -21,6 +21,7 @@ from pixel_align.batch import (
     Outputs,
     PromptPoints,
     RegionOutputs,
+    RegionTargets,
     Shape,
     spec,
 )
@@ -367,10 +368,12 @@ class PixelLLM(nn.Module):
             text_tokens=batch.text_tokens,
             text_mask=batch.text_mask,
             valid=batch.valid,
+            prompt_boxes=batch.prompt_boxes,
             vocabulary_bias=self.text.logits_bias(),
             presence=self.has_place(text),
             map_regions=self._map_regions(features),
             query_regions=self._query_regions(visual),
+            prompt_regions=self._prompt_regions(visual),
             masks=masks,
             iou=iou,
             detector=detector,
@@ -414,6 +417,13 @@ class PixelLLM(nn.Module):
             return None
         # The first prompt is the whole picture in every task that has region targets.
         return RegionOutputs(*self.query_regions(visual[:, 0], query_anchors(visual.shape[2])))
+
+    def _prompt_regions(self, visual: jax.Array) -> RegionOutputs | None:
+        c = self.config.regions
+        if not (c.enabled and c.on_queries and c.on_prompts) or visual.shape[1] == 1:
+            return None
+        visual = visual.reshape(-1, *visual.shape[2:])
+        return RegionOutputs(*self.query_regions(visual, query_anchors(visual.shape[1])))
 
 
 def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms:
@@ -469,7 +479,30 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
         # Rows that only fill a batch up have no region at all.
         region_weights = batch.weights.region * batch.valid.any(axis=1)
         terms[name] = weight, losses.regions(said, batch.regions, anchors, spacing, region_weights)
+    if outputs.prompt_regions is not None and c.query_regions:
+        rows, columns = query_grid(config.extractor.queries)
+        asked = outputs.valid * batch.weights.text[:, None]
+        if batch.prompt_points is not None:
+            asked *= batch.prompt_points.boxed
+        sums = losses.regions(
+            outputs.prompt_regions,
+            _held(outputs, config.text.end),
+            query_anchors(rows * columns),
+            (1 / columns, 1 / rows),
+            asked.reshape(-1),
+        )
+        terms["prompt_regions"] = c.query_regions, sums
     return terms
+
+
+def _held(outputs: Outputs, end: int) -> RegionTargets:
+    """What each prompt holds, B * M of them: one thing, in its box, with the pieces of its text."""
+    tokens = outputs.text_tokens[..., 1:].reshape(-1, outputs.text_tokens.shape[-1] - 1)
+    mask = outputs.text_mask[..., 1:].reshape(tokens.shape) & (tokens != end)
+    # A phrase is a set of pieces here: each counts where it stands first.
+    again = jnp.tril(tokens[:, :, None] == tokens[:, None], k=-1).any(axis=-1)
+    boxes = outputs.prompt_boxes.reshape(-1, 1, 4)
+    return RegionTargets(boxes, jnp.ones(boxes.shape[:2], bool), tokens[:, None], (mask & ~again)[:, None])
 
 
 def last_word(tokens: jax.Array, end: int) -> jax.Array:

@@ -23,6 +23,7 @@ class RegionHeadConfig:
     hidden_width: int = 128
     on_map: bool = True  # ask the cells of the image map
     on_queries: bool = True  # ask the extractor's queries
+    on_prompts: bool = False  # ask them also about each box that is a region's own prompt: what it holds, nothing else
     frozen: bool = False
 
 
