@@ -369,7 +369,7 @@ def test_a_run_resumes_without_the_file_of_its_vocabulary(tiny_run: Path, experi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.vocabulary": ""}, "data.vocabulary is '', expected a SentencePiece .model file"),
+        ({"data.vocabulary": ""}, "data.vocabulary is '', expected a SentencePiece .model or WordPiece .txt file"),
         ({"model.text.vocab_size": 384}, "model.text.vocab_size is 384, expected 256"),
         (
             {"data.batch_size": 12},

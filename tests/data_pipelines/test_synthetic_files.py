@@ -216,7 +216,7 @@ def built(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     data = tmp_path_factory.mktemp("data")
     reports = synthetic_regions.build(data, files, "validation")
-    assert list(reports) == ["synthetic_expressions", "synthetic_regions"]
+    assert list(reports) == ["synthetic_expressions", "synthetic_regions", "synthetic_questions"]
     return data
 
 

@@ -130,7 +130,7 @@ def test_pictures_are_of_the_first_examples(predictor: Predictor, experiment: Ex
     [
         ({"task": "synthetic_narrative"}, "Did you mean 'synthetic_narratives'"),
         ({"split": "test"}, r"split is 'test', expected one of \['train', 'validation'\]"),
-        ({"mode": "answer"}, "mode is 'answer', expected one that is scored: trace, caption"),
+        ({"mode": "draw"}, "mode is 'draw', expected one that is scored: trace, caption"),
         ({"mode": "refer"}, "task 'synthetic_narratives' has no region_id, expected a task that mode 'refer' reads"),
     ],
 )

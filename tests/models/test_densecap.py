@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from data_pipelines import regions
-from pixel_align import data, geometry, models, optim, param_rules, state, text
+from pixel_align import data, geometry, models, optim, param_rules, predict, state, text
 from pixel_align.batch import Shape
 from pixel_align.converter import PixelFeatureConverter
 from pixel_align.experiment import Experiment
@@ -195,13 +195,14 @@ def test_rescoring_is_the_geometric_mean_of_detection_and_words(
     experiment: Experiment, vocabulary: text.Vocabulary, trained: tuple[Any, list[dict[str, float]]]
 ) -> None:
     asked = PixelFeatureConverter(experiment.model.shape, vocabulary)(example(SCENES[0]))[0]
-    answers = []
-    for rescore in (False, True):
-        model = models.family_of(experiment.model).module(dataclasses.replace(experiment.model, rescore=rescore))
-        maps = pixel_llm_modes.encode_images(model, trained[0], asked.images[None], asked.valid_size[None])
-        request = pixel_llm_modes.asked_alone(*[data.stack([asked])] * 2)
-        answers.append(jax.jit(functools.partial(pixel_llm_modes.densecap, model))(trained[0], maps, request))
-    plain, both = answers
+    functions = predict.compiled(experiment.widest())
+    maps = functions.encode(trained[0], asked.images[None], asked.valid_size[None])
+    alone = dataclasses.replace(asked, instruction_tokens=asked.instruction_tokens[:1])
+    alone = dataclasses.replace(alone, instruction_mask=alone.instruction_mask[:1], prompt_boxes=alone.prompt_boxes[:1])
+    request = pixel_llm_modes.asked_alone(*[data.stack([alone])] * 2)
+    plain = functions.answer["densecap"](trained[0], maps, request)
+    model = models.family_of(experiment.model).module(dataclasses.replace(experiment.model, rescore=True))
+    both = jax.jit(functools.partial(pixel_llm_modes.densecap, model))(trained[0], maps, request)
     tokens = np.asarray(plain.answer.tokens)[0]
     for k in np.flatnonzero(plain.valid[0]):
         ends = np.flatnonzero(tokens[k] == 1)

@@ -135,7 +135,7 @@ def test_a_describing_row_asks_with_the_box_and_learns_the_words(
     assert dataclasses.astuple(row.weights) == (1, 0, 0, 0) and not row.locate.any()
     with pytest.raises(ValueError, match=r"model.shape.prompts is 1, expected 2: each region is asked about by a box"):
         converter(experiment, vocabulary)(example)
-    with pytest.raises(ValueError, match="asks is 'draw', expected 'refer', 'describe' or 'answer'"):
+    with pytest.raises(ValueError, match="asks is 'draw', expected 'refer', 'describe', 'answer' or 'densecap'"):
         converter(experiment, vocabulary)({**example, "asks": b"draw"})
 
 
