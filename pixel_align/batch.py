@@ -248,6 +248,11 @@ class Shape:
                 f"shape.prompts is {self.prompts}, expected 1, a prompt that all regions share, or {self.regions}, the "
                 "number of regions. Set one of them."
             )
+        if self.described and self.objects:
+            raise ValueError(
+                f"shape.objects is {self.objects} with shape.described {self.described}, expected one of them 0: the "
+                "dense objective and the detector learn from batches of their own. Set one."
+            )
         if self.described and self.prompts != self.regions:
             raise ValueError(
                 f"shape.prompts is {self.prompts} with shape.described {self.described}, expected {self.regions}, the "

@@ -152,7 +152,7 @@ class PixelFeatureConverter:
             prompt_masks=self._masks(
                 [prompt.png for prompt in prompts], placement, self.shape.prompts, self.shape.prompt_mask
             ),
-            described=self._described(example, placement) if self.shape.described else None,
+            described=self._described(example, placement, rng) if self.shape.described else None,
         )
         return row, placement
 
@@ -248,16 +248,19 @@ class PixelFeatureConverter:
             text=np.float32(1), point=np.float32(0), region=np.float32(1), mask=np.float32(0)
         )
 
-    def _described(self, example: Example, placement: geometry.Placement) -> Described:
-        """All that is described of the part of the picture that is seen.
+    def _described(self, example: Example, placement: geometry.Placement, rng: np.random.Generator | None) -> Described:
+        """All that is described and seen, if only a little of it is: it is no background. Words are told of what is
+        seen well enough.
 
         Raises:
-          ValueError: more than there is room for.
+          ValueError: more than there is room for, in training; evaluation does not read it.
         """
         room = self.shape.described
-        boxes, kept = self._seen(np.asarray(example["region_box"], np.float32).reshape(-1, 4), placement)
-        chosen = np.flatnonzero(kept)
-        if len(chosen) > room:
+        boxes, told = self._seen(np.asarray(example["region_box"], np.float32).reshape(-1, 4), placement)
+        chosen = np.flatnonzero(geometry.box_area(boxes) > 0)
+        if rng is None:
+            chosen = chosen[:room]
+        elif len(chosen) > room:
             raise ValueError(
                 f"example {string(example['example_id'])!r} has {len(chosen)} descriptions, expected at most {room}. "
                 "Set shape.described of this batch: what is left out would be taught as background."
@@ -268,7 +271,7 @@ class PixelFeatureConverter:
             boxes=_pad(boxes[chosen].astype(np.float32), room),
             mask=_pad(np.ones(len(chosen), bool), room),
             text_tokens=_pad(tokens, room),
-            text_mask=_pad(_stacked([mask for _, mask in texts], (self.shape.text,), bool), room),
+            text_mask=_pad(_stacked([mask for _, mask in texts], (self.shape.text,), bool) & told[chosen, None], room),
         )
 
     def _tokens(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

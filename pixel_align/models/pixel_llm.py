@@ -170,11 +170,12 @@ class PixelLLMConfig(ModelConfig):
             )
         if self.masks.enabled:
             self._check_masks()
-        if self.shape.described and (not self.detector.enabled or self.shape.regions > self.detector.samples):
+        most = int(self.detector.samples * self.detector.positive_fraction)
+        if self.shape.described and (not self.detector.enabled or self.shape.regions > most):
             raise ValueError(
                 f"model.shape.described is {self.shape.described} with model.detector.enabled {self.detector.enabled} "
-                f"of {self.detector.samples} samples and model.shape.regions {self.shape.regions}, expected a detector "
-                "with at least as many samples as regions. Set model.detector.enabled=True, or fewer regions."
+                f"of at most {most} true samples and model.shape.regions {self.shape.regions}, expected a detector "
+                "with at least as many of them as regions. Set model.detector.enabled=True, or fewer regions."
             )
 
     def _check_masks(self) -> None:

@@ -188,8 +188,8 @@ def _regions(model: PixelLLM, params: Any, maps: ImageMaps, request: Request, *,
 def densecap(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> DenseCaptions:
     """What the detector finds, all of it described in one decode.
 
-    The score is the detector's, or with `rescore` its geometric mean with exp(mean log-probability of the words, their
-    end included), as published under the name mult_caption_score.
+    The score is the detector's, or with `rescore` its geometric mean with exp(log-probability of the text, its end
+    included, over the number of its words), as published under the name mult_caption_score.
 
     Raises:
       ValueError: a model without a detector.
@@ -214,10 +214,9 @@ def densecap(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) ->
         ),
     )
     if model.config.rescore:
-        # What stands behind the end has probability 1 and is none of the text.
-        ends = jnp.cumsum(written.tokens == model.config.text.end, axis=-1)
-        spoken = jnp.sum((ends == 0) | ((ends == 1) & (written.tokens == model.config.text.end)), axis=-1)
-        scores = jnp.sqrt(scores * jnp.exp(written.logprobs.sum(axis=-1) / spoken))
+        # What stands behind the end has probability 1.
+        words = jnp.sum(jnp.cumsum(written.tokens == model.config.text.end, axis=-1) == 0, axis=-1)
+        scores = jnp.sqrt(scores * jnp.exp(written.logprobs.sum(axis=-1) / jnp.maximum(words, 1)))
     return DenseCaptions(boxes, scores, valid, written)
 
 

@@ -14,7 +14,7 @@ import pytest
 from data_pipelines import regions
 from pixel_align import data, geometry, models, optim, param_rules, predict, state, text
 from pixel_align.batch import Shape
-from pixel_align.converter import PixelFeatureConverter
+from pixel_align.converter import Augment, PixelFeatureConverter
 from pixel_align.experiment import Experiment
 from pixel_align.models import pixel_llm_modes
 from pixel_align.nn.box_decoder import BoxDecoderConfig
@@ -93,7 +93,8 @@ def test_a_batch_holds_all_that_is_described_and_refuses_what_it_has_no_room_for
     convert = PixelFeatureConverter(dataclasses.replace(experiment.model.shape, described=2), vocabulary)
     assert convert.regions == 0, "an example is never cut: what is cut away would be background"
     with pytest.raises(ValueError, match="has 3 descriptions, expected at most 2. Set shape.described"):
-        convert(example(SCENES[1]))
+        convert(example(SCENES[1]), np.random.default_rng(0))
+    assert convert(example(SCENES[1]))[0].described.mask.all(), "evaluation does not read it"
     with pytest.raises(ValueError, match="model.shape.described is 2 for an example that asks 'describe'"):
         convert(example(SCENES[0], "describe"))
     given = PixelFeatureConverter(dataclasses.replace(experiment.model.shape, described=0), vocabulary)
@@ -101,8 +102,26 @@ def test_a_batch_holds_all_that_is_described_and_refuses_what_it_has_no_room_for
         given(example(SCENES[0]))
     with pytest.raises(ValueError, match="model.shape.described is 6 with model.detector.enabled False"):
         dataclasses.replace(experiment.model, detector=BoxDecoderConfig())
+    with pytest.raises(ValueError, match="shape.objects is 4 with shape.described 6, expected one of them 0"):
+        dataclasses.replace(experiment.model.shape, objects=4)
     with pytest.raises(ValueError, match="shape.prompts is 1 with shape.described 6, expected 3"):
         dataclasses.replace(experiment.model.shape, prompts=1)
+
+
+def test_what_a_view_cuts_is_never_background_and_told_only_where_enough_is_seen(
+    experiment: Experiment, vocabulary: text.Vocabulary
+) -> None:
+    convert = PixelFeatureConverter(experiment.model.shape, vocabulary, Augment(scale=(2.0, 3.0)))
+    cut = told = 0
+    for seed in range(30):
+        row, placement = convert(example(SCENES[1]), np.random.default_rng(seed))
+        boxes = placement.to_canvas(np.asarray(list(SCENES[1].values()), np.float32))
+        share = geometry.visible_share(boxes, placement.valid_box)
+        assert row.described.mask.sum() == (share > 0).sum()
+        words = row.described.text_mask.any(axis=1)[: (share > 0).sum()]
+        np.testing.assert_array_equal(words, share[share > 0] >= 0.5)
+        cut, told = cut + int((~words).sum()), told + int(words.sum())
+    assert cut > 5 and told > 5
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +147,8 @@ def test_every_part_of_the_detector_learns(trained: tuple[Any, list[dict[str, fl
     _, losses = trained
     parts = ("text", "detector_heat", "detector_proposal_boxes", "detector_foreground", "detector_refinement")
     assert {f"loss_{part}" for part in parts} <= set(losses[0])
-    for part in (*parts[:3], parts[3]):
+    # The refinement begins near nothing: the true boxes are among its samples.
+    for part in parts[:4]:
         assert losses[-1][f"loss_{part}"] < 0.3 * losses[0][f"loss_{part}"], part
 
 
@@ -149,7 +169,7 @@ def test_what_was_taught_is_found_and_said(
         found.append({"boxes": boxes, "captions": [region.text for region in told.regions], "scores": scores})
     figures = regions.densecap_scores(targets, found)
     assert figures["mAP"] > 0.8 and figures["mAP_detection"] > 0.8
-    # Words of other pictures are worth nothing: places and words belong together.
+    # Places alone are worth nothing.
     swapped = [{**one, "captions": ["x"] * len(one["captions"])} for one in found]
     assert regions.densecap_scores(targets, swapped)["mAP"] < 0.1
 
@@ -206,8 +226,8 @@ def test_rescoring_is_the_geometric_mean_of_detection_and_words(
     tokens = np.asarray(plain.answer.tokens)[0]
     for k in np.flatnonzero(plain.valid[0]):
         ends = np.flatnonzero(tokens[k] == 1)
-        spoken = ends[0] + 1 if len(ends) else len(tokens[k])
-        mean = float(plain.answer.logprobs[0, k, :spoken].mean())
+        words = int(ends[0]) if len(ends) else len(tokens[k])
+        mean = float(plain.answer.logprobs[0, k, : words + 1].sum()) / words
         expected = np.sqrt(float(plain.scores[0, k]) * np.exp(mean))
         np.testing.assert_allclose(both.scores[0, k], expected, rtol=1e-5)
     assert plain.valid[0].any()
