@@ -128,7 +128,7 @@ def predict(
         typer.Option(
             help="trace: a sentence with a place for every word; caption: a sentence; refer, segment: the box, or box "
             "and mask, of what --text names; answer: words on the question --text; "
-            "describe: words about --box, --point, --scribble or --mask."
+            "describe: words about --box, --point, --scribble or --mask; densecap: all that is found, boxes and words."
         ),
     ] = "trace",
     text: Annotated[
