@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -464,7 +465,7 @@ def describe_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> d
 def caption_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> dict[str, float]:
     """`describe_scores` and, as published for region captions, CIDEr and METEOR, each text its box's one reference.
 
-    METEOR is left out where its tables are not installed (`pixel_align.evaluation.captioning`).
+    METEOR is left out, with a warning, where its tables are not installed (`pixel_align.evaluation.captioning`).
     """
     from pixel_align.evaluation import captioning
 
@@ -473,7 +474,8 @@ def caption_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> di
     for names in (captioning.ALL_METRICS, captioning.METRICS):
         try:
             found = captioning.summary([captioning.row(*pair, metrics=names) for pair in pairs])
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            warnings.warn(f"region captions are not scored by {', '.join(names)}: {error}", stacklevel=2)
             continue
         return figures | {key: found[key] for key in ("METEOR", "CIDEr") if key in found}
     return figures
@@ -483,14 +485,15 @@ def densecap_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> d
     """Metrics of finding and describing everything, see `pixel_align.evaluation.dense_captioning`.
 
     Returns:
-      mAP and mAP_detection; the latter alone where METEOR's tables are not installed.
+      mAP and mAP_detection; the latter alone, with a warning, where METEOR's tables are not installed.
     """
     from pixel_align.evaluation import dense_captioning
 
     pairs = list(zip(targets, predictions, strict=True))
     try:
         figures = dense_captioning.summary([dense_captioning.row(*pair) for pair in pairs])
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        warnings.warn(f"dense captions are scored without mAP: {error}", stacklevel=2)
         rows = [dense_captioning.row(*pair, meteor=lambda references, said: 0.0) for pair in pairs]
         return {"mAP_detection": dense_captioning.summary(rows)["mAP_detection"]}
     return {key: figures[key] for key in ("mAP", "mAP_detection")}

@@ -13,8 +13,9 @@ ShareGPT4V 5. It reads all sets that the stages before read, and two more:
 
 Every step takes a batch of each group of tasks, each with a shape of its own and as many pictures as its share of the
 weights has of 128, in multiples of 8: narratives 8, captions 16, referring 40, dense captioning 32, questions with
-short answers 24 and with long ones 8 (exactly: 6.1, 18.3, 42.7, 30.5, and 30.5 of questions together). Published was
-one shape for all, 16 regions of 128 tokens, and a batch of one task.
+short answers 24 and with long ones 8 (exactly: 6.1, 18.3, 42.7, 30.5, and 30.5 of questions together). Their losses
+are joined by the weights themselves, which is what steps of one task each come to on average; published was such a
+step, and one shape for all, 16 regions of 128 tokens.
 
 Presets: t5_xl; bert, begun from runs/bert_first_stage; bench and bench_bert, from nothing, at a size for two cores.
 Published figures: none. With this code: unmeasured.
@@ -58,11 +59,11 @@ def t5_xl() -> Experiment:
             mixture=NARRATIVES,
             batch_size=8,
             further=(
-                Group("coco_captions", 16, captions(384), augment=SCALE),
-                Group(EXPRESSIONS, 40, expressions(384), augment=SCALE),
-                Group(visual_genome.TASK, 32, regions(384), augment=visual_genome.AUGMENT),
-                Group("sharegpt4v_mix665k_short", 24, short_answers(384)),
-                Group("sharegpt4v_mix665k_long", 8, long_answers(384)),
+                Group("coco_captions", 16, captions(384), augment=SCALE, weight=3.0),
+                Group(EXPRESSIONS, 40, expressions(384), augment=SCALE, weight=7.0),
+                Group(visual_genome.TASK, 32, regions(384), augment=visual_genome.AUGMENT, weight=5.0),
+                Group("sharegpt4v_mix665k_short", 24, short_answers(384), weight=3.75),
+                Group("sharegpt4v_mix665k_long", 8, long_answers(384), weight=1.25),
             ),
         ),
         optim=Optim(peak_lr=1e-4, warmup_steps=2000, weight_decay=0.05, clip_norm=0.0),
@@ -70,7 +71,7 @@ def t5_xl() -> Experiment:
         evals=(
             Eval(task=NARRATIVES, every=10_000, limit=1000),
             *(dataclasses.replace(one, shape=expressions(384)) for one in refcoco.evaluations("refer")),
-            Eval(task=visual_genome.TASK, split="test", mode="densecap", shape=regions(384)),
+            Eval(task=visual_genome.TASK, split="test", mode="densecap", shape=regions(384), batch_size=8),
         ),
         init=Init(checkpoint="runs/t5_xl_first_stage", new=("detector/.*",)),
     )

@@ -38,6 +38,7 @@ from pixel_align.config import Experiment, override, to_config_dict
 from pixel_align.data import DataConfig, Group
 from pixel_align.experiment import Eval, Init, Train
 from pixel_align.models.pixel_llm import LossConfig, MasksConfig, PixelLLMConfig
+from pixel_align.nn.alignment_head import AlignmentHeadConfig
 from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.mask_adapter import MaskAdapterConfig
 from pixel_align.nn.mask_decoder import MaskDecoderConfig
@@ -61,9 +62,9 @@ EVALS = (
     Eval(task=REGIONS, mode="describe", shape=DESCRIBE),
 )
 FURTHER = (
-    Group(EXPRESSIONS, 12, REFER, weight=3.0),
+    Group(EXPRESSIONS, 12, REFER, weight=2.0),
     Group(EXPRESSIONS, 3, SEGMENT),
-    Group(REGIONS, 8, DESCRIBE, weight=3.0),
+    Group(REGIONS, 8, DESCRIBE),
 )
 VOCABULARY = "vocabulary.model"
 KEYS = {
@@ -97,6 +98,7 @@ def experiment(stage: str) -> Experiment:
                 text=float(speaks),
                 point=0.1 * speaks,
                 presence=0.1 * speaks,
+                alignment=dense * speaks,
                 map_regions=dense,
                 query_regions=dense,
                 mask=0.5,
@@ -148,6 +150,7 @@ def model(width: int = 64) -> PixelLLMConfig:
             scan=False,
         ),
         location=LocationHeadConfig(hidden_width=128, presence=True),
+        alignment=AlignmentHeadConfig(enabled=True),
         regions=RegionHeadConfig(enabled=True, on_prompts=True),
         masks=MasksConfig(
             enabled=True,

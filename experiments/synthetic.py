@@ -34,6 +34,7 @@ from pixel_align.config import Experiment, override, to_config_dict
 from pixel_align.data import DataConfig, Group
 from pixel_align.experiment import Eval, Init, Train
 from pixel_align.models.pixel_llm import LossConfig, MasksConfig, PixelLLMConfig
+from pixel_align.nn.alignment_head import AlignmentHeadConfig
 from pixel_align.nn.box_decoder import BoxDecoderConfig
 from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.mask_adapter import MaskAdapterConfig
@@ -81,15 +82,14 @@ def experiment(stage: str) -> Experiment:
     speaks, everything = stage != "first_stage", stage == "everything"
     losses = LossConfig(label_smoothing=0.0, mask=0.5)
     if not speaks:
-        losses = dataclasses.replace(losses, text=0.0, point=0.0, presence=0.0, mask=0.0)
-    # A narrative has some 18 words to say and 12 to place, an expression one to place, a region four to say.
+        losses = dataclasses.replace(losses, text=0.0, point=0.0, presence=0.0, alignment=0.0, mask=0.0)
     further = (
-        Group(EXPRESSIONS, 24, REFER, weight=2.0),
+        Group(EXPRESSIONS, 24, REFER, weight=3.0),
         Group(EXPRESSIONS, 4, SEGMENT),
-        Group(REGIONS, 8, DESCRIBE, weight=2.0),
+        Group(REGIONS, 8, DESCRIBE),
     )
     if everything:
-        further = (*further, Group(DENSE, 8, DENSECAP, weight=2.0), Group(QUESTIONS, 8, ANSWER, weight=8.0))
+        further = (*further, Group(DENSE, 8, DENSECAP), Group(QUESTIONS, 8, ANSWER))
     return Experiment(
         model=dataclasses.replace(
             model(), loss=losses, detector=dataclasses.replace(model().detector, enabled=everything)
@@ -137,6 +137,7 @@ def model() -> PixelLLMConfig:
             scan=False,
         ),
         location=LocationHeadConfig(hidden_width=128, presence=True),
+        alignment=AlignmentHeadConfig(enabled=True),
         regions=RegionHeadConfig(enabled=True, on_prompts=True),
         masks=MasksConfig(
             enabled=True,

@@ -185,6 +185,7 @@ class Outputs:
       text_tokens: Int32[B, N, T], what was read, text_mask: Bool[B, N, T], valid: Bool[B, N] and prompt_boxes:
         Float32[B, M, 4]: the batch's own, or those of the regions that the detector chose.
       presence: Float32[B, N, T], logit: the token that was read has a place at all.
+      alignment: Float32[B, N, T, Q], logits of the query that the token that was read means.
       map_regions: one RegionOutputs for the cells of the image map, K = h * w, row by row.
       query_regions: one RegionOutputs for the queries of the prompt extractor, K = Q.
       prompt_regions: one RegionOutputs for the queries of each prompt, B * M of them, K = Q.
@@ -201,6 +202,7 @@ class Outputs:
     prompt_boxes: Array
     vocabulary_bias: Array | None = None
     presence: Array | None = None
+    alignment: Array | None = None
     map_regions: RegionOutputs | None = None
     query_regions: RegionOutputs | None = None
     prompt_regions: RegionOutputs | None = None

@@ -38,7 +38,7 @@ class Group:
     batch_size: int = 256  # over all processes
     shape: Shape | None = None  # of this batch; None for model.shape
     augment: Augment | None = None  # of its pictures; None for data.augment
-    weight: float = 1.0  # of its examples in every loss, beside 1 for those of the first batch
+    weight: float = 1.0  # of its loss, beside 1 for that of the first batch
 
     def __post_init__(self) -> None:
         positive("data.further", self, ("batch_size",))
@@ -58,7 +58,7 @@ class DataConfig:
     dir: str = ""  # folder of the built sets; "" for $TFDS_DATA_DIR
     vocabulary: str = ""  # SentencePiece .model or WordPiece .txt file; a checkpoint folder holds its own copy
     batch_size: int = 256  # over all processes
-    further: tuple[Group, ...] = ()  # more batches of every step; losses are summed over all of them, divided once
+    further: tuple[Group, ...] = ()  # more batches of every step; the loss is the weighted mean of theirs
     seed: int = 0  # of the order and of the augmentation
     shuffle_buffer: int = 10_000  # encoded records held in memory: 1 GB of photographs of 100 kB
     augment: Augment = dataclasses.field(default_factory=Augment)

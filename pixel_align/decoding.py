@@ -26,14 +26,36 @@ class Decoded:
     valid: jax.Array  # Bool[B, T], tokens of the text: all before the end
 
 
-def greedy(step: StepFn, cache: Any, *, bos_id: int, eos_id: int, length: int, batch: int, pad_id: int = 0) -> Decoded:
+def greedy(
+    step: StepFn,
+    cache: Any,
+    *,
+    bos_id: int,
+    eos_id: int,
+    length: int,
+    batch: int,
+    pad_id: int = 0,
+    wanted: jax.Array | None = None,
+) -> Decoded:
     """The likeliest token at each step, at most `length` of them, the end included.
+
+    wanted: Bool[batch], the texts that are written at all; the loop does not wait for the others, which stay empty.
 
     cache: holds the encoded prefixes of `batch` texts and room for length + 1 tokens: the last token is read too, so
     that its features come from the same pass. Traceable; call it under jit.
     Raises ValueError for a length below 1.
     """
-    return _write(step, cache, _likeliest, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, length=length, batch=batch)
+    return _write(
+        step,
+        cache,
+        _likeliest,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        length=length,
+        batch=batch,
+        ended=jnp.zeros((batch,), bool) if wanted is None else ~wanted,
+    )
 
 
 def _likeliest(logits: jax.Array, position: jax.Array) -> jax.Array:
@@ -62,8 +84,12 @@ def _write(
     pad_id: int,
     length: int,
     batch: int,
+    ended: jax.Array,
 ) -> Decoded:
-    """The loop. choose(logits Float32[B, V], position Int32[]) -> Int32[B]: argmax, or a draw with a key folded in."""
+    """The loop.
+
+    ended: Bool[B], texts that are not begun. choose(logits Float32[B, V], position Int32[]) -> Int32[B]: argmax, or a draw with a key folded in.
+    """
     if length < 1:
         raise ValueError(f"length is {length}, expected 1 or more. Set the number of tokens that a text may have.")
     last = jnp.full((batch,), bos_id, jnp.int32)
@@ -99,5 +125,5 @@ def _write(
     def unfinished(state: _State) -> jax.Array:
         return (state.position <= length) & ~state.ended.all()
 
-    first = _State(jnp.zeros((), jnp.int32), last, jnp.zeros((batch,), bool), empty, cache)
+    first = _State(jnp.zeros((), jnp.int32), last, ended, empty, cache)
     return jax.lax.while_loop(unfinished, body, first).decoded

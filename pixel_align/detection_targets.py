@@ -94,7 +94,9 @@ def heat_map(
 def match(
     proposals: jax.Array, valid: jax.Array, boxes: jax.Array, mask: jax.Array, iou: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The true box that each proposal overlaps most.
+    """The true box that each proposal overlaps most; of several alike, proposals take turns.
+
+    Data sets describe the same box in several phrases, and the first must not be the only one that is ever learned.
 
     Args:
       proposals: Float[K, 4]. valid: Bool[K], which of them exist.
@@ -105,7 +107,11 @@ def match(
       Int32[K], an index into boxes, 0 where none exists, and Bool[K]: it is foreground.
     """
     overlaps = jnp.where(mask, geometry.box_iou(proposals[:, None], boxes[None]), -1.0)
-    return jnp.argmax(overlaps, axis=-1), valid & (overlaps.max(axis=-1) >= iou)
+    most = overlaps.max(axis=-1, keepdims=True)
+    alike = overlaps == most
+    turn = jnp.arange(len(proposals)) % alike.sum(axis=-1)
+    chosen = jnp.argmax(alike & (jnp.cumsum(alike, axis=-1) == turn[:, None] + 1), axis=-1)
+    return jnp.where(mask.any(), chosen, 0), valid & (most[:, 0] >= iou)
 
 
 def sample(

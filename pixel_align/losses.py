@@ -18,30 +18,28 @@ Terms = Mapping[str, tuple[float, Sums]]  # name -> (weight of the loss, (sum, c
 _CHUNK_BYTES = 16 * 2**20
 
 
-def join(batches: Sequence[Terms], counted: Sequence[float] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The terms of the batches of a step -> (loss, {name: mean}).
+def join(batches: Sequence[Terms], weights: Sequence[float] | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The terms of the batches of a step -> (loss, {name: mean over all batches}).
 
-    Sums and counts are added over all batches, which hold the global batch, and divided once: a device, a batch or a
-    task with few words does not count more, unless it is said to.
+    Sums and counts of a batch, which holds the global batch, are divided once: a device with few words does not count
+    more. The loss is the weighted mean of the batches' losses: what steps of one batch each come to on average where
+    tasks are drawn by these weights, as published. A task with long texts does not count more.
 
     Args:
-      counted: how much each batch counts beside the others, 1 for each by default. With it, sum and count of a batch
-        are multiplied: means stay means, of examples that count so much.
+      weights: how much each batch counts beside the others, 1 for each by default.
     """
-    if counted is not None:
-        batches = [
-            {name: (weight, (total * times, count * times)) for name, (weight, (total, count)) in terms.items()}
-            for terms, times in zip(batches, counted, strict=True)
-        ]
-    weights = {name: weight for terms in batches for name, (weight, _) in terms.items()}
-    means = {}
-    for name in weights:
-        sums = [terms[name][1] for terms in batches if name in terms]
-        total, count = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
-        # A count of nothing comes with a sum of nothing.
-        means[name] = total / jnp.where(count > 0, count, 1)
-    loss = sum((weight * means[name] for name, weight in weights.items()), jnp.zeros(()))
-    return loss, means
+    weights = [1.0] * len(batches) if weights is None else weights
+    loss, sums = jnp.zeros(()), dict[str, list[Sums]]()
+    for terms, share in zip(batches, weights, strict=True):
+        for name, (weight, (total, count)) in terms.items():
+            loss += share / sum(weights) * weight * _mean(total, count)
+            sums.setdefault(name, []).append((total, count))
+    return loss, {name: _mean(*map(sum, zip(*parts, strict=True))) for name, parts in sums.items()}
+
+
+def _mean(total: jax.Array, count: jax.Array) -> jax.Array:
+    """A count of nothing comes with a sum of nothing."""
+    return total / jnp.where(count > 0, count, 1)
 
 
 def text(
@@ -116,6 +114,29 @@ def presence(logits: jax.Array, placed: jax.Array, weights: jax.Array) -> Sums:
       logits: Float[B, N, T]. placed: Bool[B, N, T]. weights: Float[B, N, T].
     """
     return jnp.sum(binary_cross_entropy(logits, placed) * weights), jnp.sum(weights)
+
+
+def alignment(
+    logits: jax.Array, points: jax.Array, anchors: jax.Array, spacing: tuple[float, float], weights: jax.Array
+) -> Sums:
+    """Negative log-probability, in nats, that a word's choice among the queries falls on one that lies over its place.
+
+    Which of those holds the object is left open, as in multiple-instance learning (MIL-NCE, arXiv 1912.06430): their
+    probabilities add up. A query lies over a place if its anchor comes within half the anchors' spacing (Chebyshev) of
+    the box of its points, as in `regions`, so each place has one.
+
+    Args:
+      logits: Float[B, N, T, Q]. points: Float[B, N, T, P, 2] in [0, 1] of the canvas.
+      anchors: Float[Q, 2]; spacing: (x, y) distance between neighbours, in [0, 1] of the canvas.
+      weights: Float[B, N, T], 0 for tokens without a place.
+    """
+    low, high = points.min(axis=-2)[..., None, :], points.max(axis=-2)[..., None, :]
+    outside = jnp.maximum(jnp.maximum(low - anchors, anchors - high), 0) / jnp.asarray(spacing)
+    # A place on the padding of the canvas, or on its edge, has the nearest anchors.
+    outside = outside.max(axis=-1)
+    over = outside <= jnp.maximum(0.5, outside.min(axis=-1, keepdims=True))
+    missed = jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1, where=over)
+    return jnp.sum(missed * weights), jnp.sum(weights)
 
 
 def regions(

@@ -44,7 +44,7 @@ def make_train_step(
     """
     family = models.family_of(config.model)
     configs = [model for model, _ in config.batches()]
-    counted = [1.0, *(group.weight for group in config.data.further)]
+    weights = [1.0, *(group.weight for group in config.data.further)]
 
     def train_step(state: TrainState, batches: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -56,7 +56,7 @@ def make_train_step(
                 dropout = jax.random.fold_in(rng, index)
                 outputs = family.module(model).apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
                 terms.append(family.loss(outputs, batch, model))
-            return losses.join(terms, counted)
+            return losses.join(terms, weights)
 
         (loss, means), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)

@@ -57,10 +57,15 @@ def test_features_are_those_of_the_state_that_has_read_the_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "steps"),
-    [([[EOS], [EOS]], 1), ([[5, EOS], [5, 6, EOS]], 3), ([[5, EOS], [5, 6, 7, 8, 9, 10]], 6)],
+    ("texts", "wanted", "steps"),
+    [
+        ([[EOS], [EOS]], [True, True], 1),
+        ([[5, EOS], [5, 6, EOS]], [True, True], 3),
+        ([[5, EOS], [5, 6, 7, 8, 9, 10]], [True, True], 6),
+        ([[5, EOS], [5, 6, 7, 8, 9, 10]], [True, False], 2),
+    ],
 )
-def test_the_loop_stops_when_all_texts_have_ended(texts: list[list[int]], steps: int) -> None:
+def test_the_loop_stops_when_all_texts_have_ended(texts: list[list[int]], wanted: list[bool], steps: int) -> None:
     seen = []
     step = _writer(texts)
 
@@ -68,9 +73,12 @@ def test_the_loop_stops_when_all_texts_have_ended(texts: list[list[int]], steps:
         jax.debug.callback(lambda count: seen.append(int(count)), cache["count"], ordered=True)
         return step(tokens, cache)
 
-    greedy(counted, {"count": jnp.zeros((), jnp.int32)}, bos_id=BOS, eos_id=EOS, length=5, batch=2)
+    cache = {"count": jnp.zeros((), jnp.int32)}
+    decoded = greedy(counted, cache, bos_id=BOS, eos_id=EOS, length=5, batch=2, wanted=jnp.asarray(wanted))
     jax.effects_barrier()
     assert seen == list(range(steps))  # never more than length + 1
+    for row in np.flatnonzero(~np.asarray(wanted)):
+        assert not decoded.tokens[row].any() and not decoded.valid[row].any() and not decoded.logprobs[row].any()
 
 
 @pytest.fixture(scope="module")

@@ -181,6 +181,14 @@ def test_a_proposal_stands_for_what_it_overlaps_most() -> None:
     assert not foreground.any() and not index.any()
 
 
+def test_two_phrases_of_one_box_are_both_learned() -> None:
+    boxes = np.asarray([[0, 0, 0.5, 0.5], [0.6, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]], np.float32)
+    proposals = np.concatenate([np.tile([[0.01, 0, 0.5, 0.5]], (4, 1)), boxes]).astype(np.float32)
+    index, foreground = MATCH(proposals, np.ones(8, bool), boxes, np.asarray([True, True, True, False]), 0.6)
+    np.testing.assert_array_equal(index, [0, 2, 0, 2, 0, 1, 0, 2])  # the fourth does not exist
+    assert foreground.all()
+
+
 @pytest.mark.parametrize(
     ("positives", "negatives", "drawn", "of_them"),
     [(20, 40, 16, 4), (2, 40, 16, 2), (20, 5, 9, 4), (0, 0, 0, 0), (50, 10, 14, 4)],

@@ -402,12 +402,17 @@ def test_targets_of_a_mask_that_cannot_be_are_refused() -> None:
             losses.mask(logits, iou, bad, VALID, CANVAS, weights)
 
 
-def test_a_batch_that_counts_three_times_is_one_that_is_there_three_times() -> None:
+def test_the_loss_of_a_step_is_the_weighted_mean_of_those_of_its_batches() -> None:
     one = {"text": (1.0, (jnp.asarray(6.0), jnp.asarray(4.0))), "point": (0.1, (jnp.asarray(2.0), jnp.asarray(1.0)))}
     other = {"text": (1.0, (jnp.asarray(1.0), jnp.asarray(2.0))), "mask": (0.5, (jnp.asarray(3.0), jnp.asarray(5.0)))}
-    counted, repeated = losses.join([one, other], [1.0, 3.0]), losses.join([one, other, other, other])
-    assert float(counted[0]) == pytest.approx(float(repeated[0]))
-    assert {k: float(v) for k, v in counted[1].items()} == pytest.approx({k: float(v) for k, v in repeated[1].items()})
-    # Alone, a batch has the same mean however much it counts, and one without anything to learn has none.
-    assert float(losses.join([other], [0.25])[0]) == pytest.approx(float(losses.join([other])[0]))
+    alone = [float(losses.join([terms])[0]) for terms in (one, other)]
+    assert alone == pytest.approx([1.5 + 0.2, 0.5 + 0.3])
+    loss, means = losses.join([one, other], [1.0, 3.0])
+    assert float(loss) == pytest.approx((alone[0] + 3 * alone[1]) / 4)
+    # What is shown is the mean over all words.
+    assert {name: float(mean) for name, mean in means.items()} == pytest.approx(
+        {"text": 7 / 6, "point": 2, "mask": 0.6}
+    )
+    # However much it counts alone, and without anything to learn.
+    assert float(losses.join([other], [0.25])[0]) == pytest.approx(alone[1])
     assert float(losses.join([{"text": (1.0, (jnp.zeros(()), jnp.zeros(())))}], [3.0])[0]) == 0

@@ -27,6 +27,7 @@ from pixel_align.batch import (
 )
 from pixel_align.models.family import ModelConfig
 from pixel_align.nn import (
+    alignment_head,
     box_decoder,
     eva_vit,
     language_model,
@@ -39,6 +40,7 @@ from pixel_align.nn import (
     roi_extractor,
     sam_vit,
 )
+from pixel_align.nn.alignment_head import AlignmentHead, AlignmentHeadConfig
 from pixel_align.nn.bert import BertConfig
 from pixel_align.nn.blocks import LayerNorm
 from pixel_align.nn.box_decoder import BoxDecoder, BoxDecoderConfig
@@ -75,6 +77,7 @@ class LossConfig:
     text: float = 1.0
     point: float = 0.1  # of an L1 distance in canvas pixels
     presence: float = 0.1  # of the cross-entropy of "has a place", where the head says it
+    alignment: float = 1.0  # of the cross-entropy of the query that a word means, where the head says it
     map_regions: float = 1.0  # dense first stage on the image map
     query_regions: float = 1.0  # dense first stage on the extractor's queries
     mask: float = 1.0  # of 20 focal + dice + error of the predicted IoU
@@ -93,6 +96,7 @@ class PixelLLMConfig(ModelConfig):
     extractor: PromptExtractorConfig | RoiExtractorConfig = dataclasses.field(default_factory=PromptExtractorConfig)
     text: LanguageModelConfig = dataclasses.field(default_factory=T5Config)
     location: LocationHeadConfig = dataclasses.field(default_factory=LocationHeadConfig)
+    alignment: AlignmentHeadConfig = dataclasses.field(default_factory=AlignmentHeadConfig)
     regions: RegionHeadConfig = dataclasses.field(default_factory=RegionHeadConfig)
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
     detector: BoxDecoderConfig = dataclasses.field(default_factory=BoxDecoderConfig)
@@ -234,6 +238,8 @@ class PixelLLM(nn.Module):
         self.location = LocationHead(c.location)
         if c.location.presence:
             self.presence = nn.Dense(1, dtype=jnp.float32)
+        if c.alignment.enabled:
+            self.alignment = AlignmentHead(c.alignment)
         if c.regions.enabled and c.regions.on_map:
             self.map_regions = RegionHead(c.regions, c.text.vocab_size)
         if c.regions.enabled and c.regions.on_queries:
@@ -372,6 +378,7 @@ class PixelLLM(nn.Module):
             prompt_boxes=batch.prompt_boxes,
             vocabulary_bias=self.text.logits_bias(),
             presence=self.has_place(text),
+            alignment=self._alignment(text, visual),
             map_regions=self._map_regions(features),
             query_regions=self._query_regions(visual),
             prompt_regions=self._prompt_regions(visual),
@@ -405,6 +412,15 @@ class PixelLLM(nn.Module):
             text_mask=jnp.take_along_axis(given.text_mask, chosen, axis=1),
             valid=batch.valid & found.foreground[:, :n],
         )
+
+    def _alignment(self, text: jax.Array, visual: jax.Array) -> jax.Array | None:
+        """None also where prompts are parts of the picture: their words have no other place.
+
+        Parameters are made by any batch.
+        """
+        if not self.config.alignment.enabled or (visual.shape[1] > 1 and not self.is_initializing()):
+            return None
+        return self.alignment(text, visual)
 
     def _map_regions(self, features: jax.Array) -> RegionOutputs | None:
         if not (self.config.regions.enabled and self.config.regions.on_map):
@@ -451,6 +467,18 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
         # Only of texts that have places: where a data set has none, a word without a place says nothing.
         told = (outputs.text_mask & valid) * batch.weights.point[:, None, None]
         terms["presence"] = c.presence, losses.presence(outputs.presence, batch.locate, told)
+    if c.alignment and outputs.alignment is not None:
+        rows, columns = query_grid(config.extractor.queries)
+        terms["alignment"] = (
+            c.alignment,
+            losses.alignment(
+                outputs.alignment,
+                batch.token_points,
+                query_anchors(rows * columns),
+                (1 / columns, 1 / rows),
+                point_weights,
+            ),
+        )
     if c.mask and outputs.masks is not None and outputs.iou is not None and batch.masks is not None:
         asked = batch.masks.given * batch.valid * batch.weights.mask[:, None]
         terms["mask"] = (
@@ -482,7 +510,10 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
         terms[name] = weight, losses.regions(said, batch.regions, anchors, spacing, region_weights)
     if outputs.prompt_regions is not None and c.query_regions:
         rows, columns = query_grid(config.extractor.queries)
-        asked = outputs.valid * batch.weights.text[:, None]
+        # A prompt of the whole picture asks about no one thing in it.
+        valid_box = (batch.valid_size[:, ::-1] / config.shape.canvas)[:, None]
+        part = (outputs.prompt_boxes[..., :2] > 0).any(-1) | (outputs.prompt_boxes[..., 2:] < valid_box - 1e-6).any(-1)
+        asked = outputs.valid * part * batch.weights.text[:, None]
         if batch.prompt_points is not None:
             asked *= batch.prompt_points.boxed
         sums = losses.regions(
@@ -545,6 +576,8 @@ def rules(config: PixelLLMConfig) -> Mapping[str, param_rules.Rules]:
         parts["presence"] = dataclasses.replace(
             small, weight_decay=projection.weight_decay, trainable=((r".*", not config.location.frozen),)
         )
+    if config.alignment.enabled:
+        parts["alignment"] = alignment_head.rules(config.alignment)
     if config.masks.enabled:
         parts["mask_adapter"] = mask_adapter.rules(config.masks.adapter)
         parts["mask_decoder"] = mask_decoder.rules(config.masks.decoder)

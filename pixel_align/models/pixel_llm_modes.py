@@ -103,8 +103,11 @@ class DenseCaptions:
     answer: Answer
 
 
-def write(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> Answer:
-    """The model's own text, greedily, and the place of each token from the same pass."""
+def write(model: PixelLLM, params: Any, maps: ImageMaps, request: Request, wanted: jax.Array | None = None) -> Answer:
+    """The model's own text, greedily, and the place of each token from the same pass.
+
+    wanted: Bool[B, N], the texts that are written; the others stay empty.
+    """
     bound = model.bind({"params": params})
     b, n, _ = request.instruction_tokens.shape
     t = model.config.shape.text
@@ -115,7 +118,15 @@ def write(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) -> An
         return text_features, bound.text.logits(text_features), cache
 
     cache, spoken = bound.text.init_cache(prefix, mask, t), model.config.text
-    decoded = decoding.greedy(step, cache, bos_id=spoken.begin, eos_id=spoken.end, length=t - 1, batch=b * n)
+    decoded = decoding.greedy(
+        step,
+        cache,
+        bos_id=spoken.begin,
+        eos_id=spoken.end,
+        length=t - 1,
+        batch=b * n,
+        wanted=None if wanted is None else wanted.reshape(b * n),
+    )
     text_features = decoded.features.reshape(b, n, t - 1, -1)
     return Answer(
         tokens=decoded.tokens.reshape(b, n, t - 1),
@@ -212,6 +223,7 @@ def densecap(model: PixelLLM, params: Any, maps: ImageMaps, request: Request) ->
             instruction_tokens=of_each(request.instruction_tokens),
             instruction_mask=of_each(request.instruction_mask),
         ),
+        wanted=valid,
     )
     if model.config.rescore:
         # What stands behind the end has probability 1.

@@ -57,3 +57,16 @@ def test_only_regions_that_are_described_and_asked_about_by_a_box_are_taught() -
 
     taught = np.abs(np.asarray(jax.grad(loss)(jnp.full((B * N, Q, 4), 0.5)))).sum(axis=(1, 2)) > 0
     assert taught.tolist() == [True, False, False, True, False, False]
+
+
+def test_a_prompt_of_the_whole_picture_is_not_one_thing() -> None:
+    boxes = BOXES.copy()
+    boxes[0, 1], boxes[1, 2] = (0, 0, 0.5, 1), (0, 0, 0.5, 0.9)  # all of the picture, nearly all of it
+    batch = zeros(CONFIG.shape, B)
+    size = np.asarray([[CONFIG.shape.canvas, CONFIG.shape.canvas // 2]] * B, np.int32)
+    batch = dataclasses.replace(
+        batch, valid_size=size, weights=dataclasses.replace(batch.weights, text=np.ones(B, np.float32))
+    )
+    found = RegionOutputs(jnp.zeros((B * N, Q)), jnp.full((B * N, Q, 4), 0.5), jnp.zeros((B * N, Q, V)))
+    asked = dataclasses.replace(outputs(found, np.ones((B, N), bool)), prompt_boxes=boxes)
+    assert float(pixel_llm.loss(asked, batch, CONFIG)["prompt_regions"][1][1]) == B * N - 1

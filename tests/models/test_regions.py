@@ -322,21 +322,22 @@ def test_one_step_takes_both_tasks_and_moves_what_they_use(experiment: Experimen
 
 
 def test_the_gradient_of_a_mixed_step_is_the_weighted_sum_of_single_ones(mixed: Mixed, moved: TrainState) -> None:
-    """A task weighs in a loss what it counts in it, as a share of all batches: no mean of means."""
-    total: collections.Counter[str] = collections.Counter()
+    """A task weighs in a loss what it counts in it, as a share of its batch: no mean of means."""
+    total: collections.Counter[tuple[int, str]] = collections.Counter()
     for task, losses in ALL.items():
-        total.update({loss: mixed.count(task, loss) for loss in losses})
+        total.update({(TASKS[task][0], loss): mixed.count(task, loss) for loss in losses})
     found, metrics = mixed.gradient(moved, ALL)
-    expected, means = {path: np.zeros_like(leaf) for path, leaf in found.items()}, dict.fromkeys(total, 0.0)
+    expected, shown = {path: np.zeros_like(leaf) for path, leaf in found.items()}, collections.Counter[str]()
     for task, losses in ALL.items():
         for loss in losses:
-            share = mixed.count(task, loss) / total[loss]
+            share = mixed.count(task, loss) / total[TASKS[task][0], loss]
             assert min(abs(share - 1 / 2), abs(share - 1 / 3)) > 0.03  # or it could be that of a mean of means
             alone, said = mixed.gradient(moved, {task: (loss,)})
             assert float(said["loss"]) > 0
             expected = {path: expected[path] + share * leaf for path, leaf in alone.items()}
-            means[loss] += share * float(said[f"loss_{loss}"])
-    for loss, mean in means.items():
+            of_all = sum(count for (_, name), count in total.items() if name == loss)
+            shown[loss] += mixed.count(task, loss) / of_all * float(said[f"loss_{loss}"])
+    for loss, mean in shown.items():
         np.testing.assert_allclose(metrics[f"loss_{loss}"], mean, rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in found.values())
     for path, leaf in expected.items():
