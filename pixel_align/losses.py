@@ -34,7 +34,7 @@ def join(batches: Sequence[Terms], weights: Sequence[float] | None = None) -> tu
         for name, (weight, (total, count)) in terms.items():
             loss += share / sum(weights) * weight * _mean(total, count)
             sums.setdefault(name, []).append((total, count))
-    return loss, {name: _mean(*map(sum, zip(*parts, strict=True))) for name, parts in sums.items()}
+    return loss, {name: _mean(*jax.tree.map(lambda *parts: sum(parts), *of_all)) for name, of_all in sums.items()}
 
 
 def _mean(total: jax.Array, count: jax.Array) -> jax.Array:
