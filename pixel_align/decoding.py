@@ -88,8 +88,8 @@ def _write(
 ) -> Decoded:
     """The loop.
 
-    ended: Bool[B], texts that are not begun. choose(logits Float32[B, V], position Int32[]) -> Int32[B]: argmax, or a draw
-    with a key folded in.
+    ended: Bool[B], texts that are not begun. choose(logits Float32[B, V], position Int32[]) -> Int32[B]: argmax, or
+    a draw with a key folded in.
     """
     if length < 1:
         raise ValueError(f"length is {length}, expected 1 or more. Set the number of tokens that a text may have.")
