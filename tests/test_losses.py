@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from pixel_align import losses
 from pixel_align.batch import RegionOutputs, RegionTargets
-from pixel_align.nn.region_head import grid_anchors
+from pixel_align.nn.region_head import grid_anchors, query_anchors
 
 B, N, T, D, V = 2, 3, 7, 5, 11
 _keys = jax.random.split(jax.random.key(0), 4)
@@ -235,6 +235,49 @@ def test_an_object_smaller_than_a_cell_has_an_anchor() -> None:
         assert len(responsible) >= 1
         anchors = np.asarray(grid_anchors(ROWS, COLUMNS))[responsible]
         assert (np.abs(anchors - [x, y]) <= np.asarray([0.5 / COLUMNS + 0.011, 0.5 / ROWS + 0.011])).all()
+
+
+# Alignment
+
+
+def _slow_alignment(logits: np.ndarray, points: np.ndarray, weights: np.ndarray, rows: int, columns: int) -> float:
+    """Token by token, query by query."""
+    total = 0.0
+    for at in np.argwhere(weights):
+        b, n, t = at
+        low, high = points[b, n, t].min(axis=0), points[b, n, t].max(axis=0)
+        chance = np.exp(logits[b, n, t] - logits[b, n, t].max())
+        chance /= chance.sum()
+        far = []
+        for q in range(rows * columns):
+            x, y = (q % columns + 0.5) / columns, (q // columns + 0.5) / rows
+            far.append(max(low[0] - x, x - high[0], 0) * columns)
+            far[-1] = max(far[-1], max(low[1] - y, y - high[1], 0) * rows)
+        right = [q for q, away in enumerate(far) if away <= max(0.5, min(far))]
+        total -= float(weights[b, n, t] * np.log(sum(chance[q] for q in right)))
+    return total
+
+
+def test_a_word_chooses_one_of_the_queries_that_lie_over_its_place() -> None:
+    rows, columns = 3, 4
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(B, N, 5, 12)).astype(np.float32)
+    points = rng.uniform(-0.1, 1.1, size=(B, N, 5, 1, 2)) + rng.uniform(-0.2, 0.2, size=(B, N, 5, 2, 2))
+    points[0, 0, 0] = 1.4  # on the padding: the nearest query
+    weights = rng.integers(0, 3, size=(B, N, 5)).astype(np.float32)
+    weights[0, 0, 0] = 2.0
+    anchors, spacing = query_anchors(rows * columns), (1 / columns, 1 / rows)
+    run = jax.jit(lambda x: losses.alignment(x, points, anchors, spacing, weights))
+    total, count = run(logits)
+    np.testing.assert_allclose(total, _slow_alignment(logits, points, weights, rows, columns), rtol=1e-5)
+    assert count == weights.sum()
+    gradient = np.abs(jax.grad(lambda x: run(x)[0])(logits)).sum(axis=-1)
+    np.testing.assert_array_equal(gradient > 0, weights > 0)
+    # All that it could be given is enough: which of several queries is chosen is the model's own affair.
+    at = np.zeros((1, 1, 1, 12), np.float32)
+    at[..., 5] = at[..., 6] = 30.0
+    box = np.asarray([[[[[0.3, 0.4], [0.7, 0.6]]]]], np.float32)
+    assert float(losses.alignment(at, box, anchors, spacing, np.ones((1, 1, 1)))[0]) < 1e-4
 
 
 # Masks
