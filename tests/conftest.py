@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,14 +34,30 @@ def samples() -> Path:
     return path
 
 
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that one of the processes of a run of tests fills, and all of them read."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 24 drawn scenes to train on and 16 unseen ones, built, and a vocabulary of their text (tiny.py)."""
+    """A folder with 24 drawn scenes to train on and 16 unseen ones, built, and a vocabulary of their text (tiny.py).
+    Do not write into it: copy it.
+    """
     from tests import tiny
 
-    folder = tmp_path_factory.mktemp("world")
-    tiny.make_world(folder)
-    return folder
+    return _made_once(tmp_path_factory, "tiny_world", tiny.make_world)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +66,5 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Path
     from pixel_align import config, train
     from tests import tiny
 
-    workdir = tmp_path_factory.mktemp("run")
-    train.train(config.load(Path(tiny.__file__), tiny.in_world(tiny_world)), workdir)
-    return workdir
+    settings = config.load(Path(tiny.__file__), tiny.in_world(tiny_world))
+    return _made_once(tmp_path_factory, "tiny_run", lambda folder: train.train(settings, folder))
