@@ -91,7 +91,7 @@ def _trained(name: str) -> dict[str, Any] | None:
 def table(
     made: Mapping[str, Any], tasks: Mapping[str, tuple[str, tuple[str, ...]]], before: Mapping[str, Any] | None = None
 ) -> str:
-    """The figures of a run, each with its control and its bar; with `before`, beside those of a run with fewer tasks."""
+    """The figures of a run, each with its control and its bar; with `before`, held to those of a run with fewer."""
     lines = [
         f"`{made['command']}`, commit {made['commit']}, {made['machine']}, {made['scenes']['train']:,} scenes to train "
         f"on, {made['scenes']['unseen']} unseen ones; "
