@@ -150,6 +150,11 @@ class Stream:
             raise self._failure
         raise StopIteration
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next item is there already."""
+        return not self._queue.empty()
+
     def __enter__(self) -> "Stream":
         return self
 
@@ -252,6 +257,11 @@ class Steps:
 
     def __iter__(self) -> Iterator[tuple[tuple[Any, ...], list[Position]]]:
         return self
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next item is there already."""
+        return all(stream.ready for stream in self._streams)
 
     def __next__(self) -> tuple[tuple[Any, ...], list[Position]]:
         items = [next(stream) for stream in self._streams]

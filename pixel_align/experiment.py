@@ -21,9 +21,17 @@ class Train:
     log_every: int = 50  # steps between lines of metrics.jsonl
     checkpoint_every: int = 1_000  # steps; the last step is always saved
     keep: int = 3  # newest checkpoints that stay
+    profile_steps: tuple[int, ...] = ()  # (first, last) step to trace into WORKDIR/profile, () for none
 
     def __post_init__(self) -> None:
         positive("train", self, ("steps", "log_every", "checkpoint_every", "keep"))
+        if self.profile_steps and (
+            len(self.profile_steps) != 2 or not 0 < self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise ValueError(
+                f"train.profile_steps is {self.profile_steps}, expected the first and the last step to trace, or none. "
+                "Write it as 20,24."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pixel_align.experiment import Eval, Experiment
 from pixel_align.metrics_log import MetricsLog
 from pixel_align.settings import from_json, to_json, to_plain
 from pixel_align.state import TrainState, from_saved, init_params, make_state, saved_arrays, state_shardings
+from pixel_align.step_profile import StepProfile
 
 Metrics = dict[str, jax.Array]
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal to show a bar
@@ -160,6 +161,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         jax.set_mesh(mesh),
         data.Steps(streams, positions) as steps,
         _progress(console) as progress,
+        StepProfile(workdir / "profile", config.train.profile_steps) as profiled,
         log,
     ):
         # A run that was killed between saving a step and evaluating it.
@@ -168,13 +170,17 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
                 _evaluate(config, evaluation, state.best_params, vocabulary, history, workdir, first, log, console)
         bar = progress.add_task("train", total=config.train.steps, completed=first, said="")
         told = -np.inf
-        begun, begun_at = time.perf_counter(), first
+        begun, begun_at, waited = time.perf_counter(), first, 0.0
         for step in range(first + 1, config.train.steps + 1):
+            if pending is not None and not steps.ready:
+                jax.block_until_ready(pending[1])  # from here on the devices wait, too
+            asked = time.perf_counter()
             batches, positions = next(steps)
+            waited += time.perf_counter() - asked
             if step == first + 1:
                 for batch, (model, _) in zip(batches, config.batches(), strict=True):
                     check(batch, family.batch_spec(model, batch.images.shape[0]))
-            state, metrics = train_step(state, data.to_device(batches, sharding.over_batch(mesh)))
+            state, metrics = profiled(step, train_step, state, data.to_device(batches, sharding.over_batch(mesh)))
 
             # The metrics of the step before, while this one runs.
             if pending is not None:
@@ -184,15 +190,17 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
             last = step == config.train.steps
             if step == first + 1:
                 jax.block_until_ready(metrics)  # compiling is not part of the speed
-                begun, begun_at = time.perf_counter(), step
+                begun, begun_at, waited = time.perf_counter(), step, 0.0
             if step % config.train.log_every == 0 or last:
                 values = {name: float(value) for name, value in metrics.items()}
                 with _batches_left(step, batches, vocabulary, workdir):
                     _check_finite(step, metrics, keeper)
-                speed = (step - begun_at) / max(time.perf_counter() - begun, 1e-9)
+                seconds = max(time.perf_counter() - begun, 1e-9)
+                speed = (step - begun_at) / seconds
                 values |= {"learning_rate": float(learning_rate(step - 1)), "steps_per_second": speed}
+                values["data_wait"] = waited / seconds  # share of the time that steps waited for data
                 log.write(step, values)
-                said = f"loss {values['loss']:.4f}  {speed:.2f} steps/s"
+                said = f"loss {values['loss']:.4f}  {speed:.2f} steps/s  {values['data_wait']:.0%} waiting for data"
                 progress.update(bar, said=said)
                 # The bar is for a terminal; a file hears of it now and then.
                 if not console.is_terminal and (last or time.perf_counter() - told > SECONDS_BETWEEN_LINES):
@@ -208,7 +216,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
                 _check_finite(step, metrics, keeper)
                 _evaluate(config, evaluation, state.best_params, vocabulary, history, workdir, step, log, console)
                 # An evaluation is not training time.
-                begun, begun_at = time.perf_counter(), step
+                begun, begun_at, waited = time.perf_counter(), step, 0.0
     return state
 
 
