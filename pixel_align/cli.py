@@ -4,8 +4,9 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -332,6 +333,98 @@ def benchmark(
             rows.write(measured, Path(json_out))
 
 
+@app.command()
+def sweep(
+    points: Annotated[str, typer.Argument(metavar="SWEEP", help="FILE.py:NAME, a function that yields overrides.")],
+    experiment: Annotated[
+        list[str], typer.Option(help="What the points change, as of `train`; several gin files are read in order.")
+    ],
+    workdir: Annotated[str, typer.Option(help="Folder of all runs; runs/NAME by default. What is done stays.")] = "",
+    changes: Set = None,
+    gin_binding: Annotated[
+        list[str] | None, typer.Option("--gin.", metavar="NAME=VALUE", help="As in --gin.Train.steps=7.")
+    ] = None,
+    slots: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 1,
+    slot_env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="As in CUDA_VISIBLE_DEVICES={slot}.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A figure of table and plot; may be given again. The loss by default.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Say the points and where they stand; run nothing.")] = False,
+    printed: Annotated[
+        str, typer.Option("--print", metavar="TEMPLATE", help="One command a point: plain, tpu_vm, xpk or slurm.")
+    ] = "",
+    filled: Annotated[
+        list[str] | None, typer.Option("--with", metavar="NAME=VALUE", help="A value that the template asks for.")
+    ] = None,
+    reported: Annotated[bool, typer.Option("--report", help="Table and plot of what is there; run nothing.")] = False,
+) -> None:
+    """Run an experiment at many settings, in turn or in parallel, and compare. Exit code 1 where a run failed."""
+    with one_line_errors():
+        if listed + bool(printed) + reported > 1:
+            raise ValueError("--list, --print and --report are given together, expected one. Choose.")
+        import rich.console
+
+        from pixel_align import config
+        from pixel_align.sweep import launch, report, runs
+        from pixel_align.sweep import points as sweep_points
+
+        base = config.load(experiment, bindings=gin_binding or ())
+        found = sweep_points.load(points, base, changes or ())
+        folder = workdir or f"runs/{points.rpartition(':')[2]}"
+        given = pairs("--with", filled or ())
+
+        def command(point: sweep_points.Point, python: str = "") -> list[str]:
+            where = f"{folder.rstrip('/')}/{point.name}"
+            return launch.command(point, experiment, gin_binding or (), changes or (), where, python)
+
+        if printed:
+            for point in found:
+                words = command(point, given.get("python", "python"))
+                typer.echo(shlex.join(launch.fill(printed, point, words, points, given)))
+            return
+        if "://" in folder:
+            raise ValueError(f"--workdir is {folder!r}, expected a folder of this machine. Use --print for buckets.")
+        ended = None
+        if not (listed or reported):
+            ended = runs.run(
+                found,
+                Path(folder),
+                [command(point) for point in found],
+                slots=slots,
+                environment=pairs("--slot-env", slot_env or ()),
+                tell=lambda line: typer.echo(line, err=True),
+            )
+        rows = report.rows(found, Path(folder), ended)
+        console = rich.console.Console()
+        metrics = metric or ["loss"]
+        if listed:
+            console.print(report.table(rows, (), points))
+            return
+        console.print(report.table(rows, metrics, points))
+        if Path(folder).is_dir():
+            typer.echo(report.write(rows, points, Path(folder)))
+        if problem := report.check_metrics(metrics, rows):
+            raise ValueError(problem)
+        report.plot(rows, metrics, Path(folder) / "sweep.png", points)
+        typer.echo(f"{folder}/sweep.png")
+        if failed := report.failures(rows):
+            typer.echo(f"failed: {', '.join(failed)}", err=True)
+            raise typer.Exit(1)
+
+
+def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+    """Texts NAME=VALUE as a dict. Raises ValueError for anything else."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{option} is {text!r}, expected NAME=VALUE. Correct it.")
+        found[name] = value
+    return found
+
+
 def read_file(option: str, path: str) -> bytes:
     """The content of a file. Raises ValueError where there is none."""
     if not Path(path).is_file():
@@ -381,7 +474,7 @@ def _said_to_users(error: Exception) -> str | None:
     """The line for an error that a user can mend, None for others."""
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
-        for extra, modules in (("data", DATA_MODULES), ("eval", EVAL_MODULES)):
+        for extra, modules in (("data", DATA_MODULES), ("eval", EVAL_MODULES), ("plots", ("matplotlib",))):
             if module in modules:
                 advice = f"Install it: pip install 'pixel-align[{extra}]'."
                 return f"module {module!r} is not installed, expected it for {extra}. {advice}"

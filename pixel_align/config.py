@@ -73,7 +73,7 @@ def load(
     location = Path(f"{file}.py" if colon else file)
     if location.suffix != ".py" or not location.is_file():
         raise ConfigError(f"experiment is {str(location)!r}, expected an existing .py or .gin file. Check the path.")
-    get_config = getattr(_import_file(location), "get_config", None)
+    get_config = getattr(import_file(location), "get_config", None)
     if get_config is None:
         raise ConfigError(f"experiment {str(location)!r} has no get_config, expected a function of that name. Add it.")
     if preset and not inspect.signature(get_config).parameters:
@@ -112,7 +112,7 @@ def from_config_dict(cls: type[T], config: Any) -> T:
     return build(cls, convert(config))
 
 
-def _import_file(path: Path) -> types.ModuleType:
+def import_file(path: Path) -> types.ModuleType:
     """Runs an experiment's file. It may import its neighbours as `experiments.base`, wherever the command is run."""
     name = f"_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
