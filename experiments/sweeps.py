@@ -1,16 +1,18 @@
 """What papers compare, as named generators of overrides: every point is what `--set` would change of one experiment.
 
-    from experiments import sweeps
-    for point in sweeps.SWEEPS["lora_ranks"]():
-        config.load("experiments/localized_narratives.py:t5_xl", point)
+    pixel-align sweep experiments/sweeps.py:lora_ranks --experiment experiments/localized_narratives.py:t5_xl \\
+        --set data.dir=DATA --set data.vocabulary=spiece.model
 
-Each sweep changes an experiment of T5-XL with two image encoders; each begins with what the experiment is. Where public
-weights or a stage before are read, what a point adds or leaves out has to be named in `init.new` and `init.unused`; the
-points do. `image_encoders` and `extractors` choose parts of the published sizes. Results: unmeasured.
+See docs/sweeps.md. Each sweep but `rates_and_places` changes an experiment of T5-XL with two image encoders; each
+begins with what the experiment is. Where public weights or a stage before are read, what a point adds or leaves out has
+to be named in `init.new` and `init.unused`; the points do. `image_encoders` and `extractors` choose parts of the
+published sizes. Results: unmeasured, but for those of `rates_and_places`, in docs/sweeps.md.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from pixel_align.sweep.points import grid
 
 Point = dict[str, Any]
 
@@ -19,6 +21,11 @@ def word_places() -> Iterator[Point]:
     """With and without the places of words: what do they teach the words themselves?"""
     yield {"model.loss.point": 0.1}
     yield {"model.loss.point": 0.0}
+
+
+def rates_and_places() -> Iterator[Point]:
+    """The learning rate by the weight of the places, nine points: for the demo's model, from nothing."""
+    yield from grid({"optim.peak_lr": (2e-3, 5e-4, 8e-3), "model.loss.point": (0.1, 0.03, 0.3)})
 
 
 def language_model() -> Iterator[Point]:
@@ -62,5 +69,6 @@ def extractors() -> Iterator[Point]:
 
 
 SWEEPS: dict[str, Callable[[], Iterator[Point]]] = {
-    sweep.__name__: sweep for sweep in (word_places, language_model, lora_ranks, queries, image_encoders, extractors)
+    sweep.__name__: sweep
+    for sweep in (word_places, rates_and_places, language_model, lora_ranks, queries, image_encoders, extractors)
 }
