@@ -17,6 +17,7 @@ class Train:
 
     steps: int = 10_000
     seed: int = 0  # of the initial parameters and of dropout
+    accumulate: int = 1  # parts of a step's batches, one after the other: the activations of one part are held
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # in which the tables of frozen parts rest (state.RESTING)
     log_every: int = 50  # steps between lines of metrics.jsonl
     checkpoint_every: int = 1_000  # steps; the last step is always saved
@@ -24,7 +25,7 @@ class Train:
     profile_steps: tuple[int, ...] = ()  # (first, last) step to trace into WORKDIR/profile, () for none
 
     def __post_init__(self) -> None:
-        positive("train", self, ("steps", "log_every", "checkpoint_every", "keep"))
+        positive("train", self, ("steps", "accumulate", "log_every", "checkpoint_every", "keep"))
         if self.profile_steps and (
             len(self.profile_steps) != 2 or not 0 < self.profile_steps[0] <= self.profile_steps[1]
         ):

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import os
 import re
 import sys
@@ -17,13 +18,14 @@ import optax
 import rich.console
 import rich.progress
 
-from pixel_align import data, losses, models, optim, param_rules, run_batches, sharding, text
+from pixel_align import data, gradients, losses, models, optim, param_rules, run_batches, sharding, text
 from pixel_align.batch import Batch, check
 from pixel_align.checkpoints import store
 from pixel_align.evaluation import evaluator, seen
 from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Eval, Experiment
 from pixel_align.metrics_log import MetricsLog
+from pixel_align.models import ModelConfig
 from pixel_align.settings import from_json, to_json, to_plain
 from pixel_align.state import TrainState, from_saved, init_params, make_state, saved_arrays, state_shardings
 from pixel_align.step_profile import StepProfile
@@ -41,25 +43,24 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """The pure function (state, batches) -> (next state, metrics); randomness is a function of seed and step.
 
-    A step takes one batch of each group of tasks (`Experiment.batches`).
+    A step takes one batch of each group of tasks (`Experiment.batches`), in `train.accumulate` parts.
     """
     family = models.family_of(config.model)
-    configs = [model for model, _ in config.batches()]
     weights = [1.0, *(group.weight for group in config.data.further)]
+    parts = config.train.accumulate
+
+    def terms(model: ModelConfig, frozen: Any, trainable: Any, batch: Any, key: jax.Array) -> losses.Terms:
+        params = param_rules.merge(trainable, frozen)
+        outputs = family.module(model).apply({"params": params}, batch, train=True, rngs={"dropout": key})
+        return family.loss(outputs, batch, model)
 
     def train_step(state: TrainState, batches: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-
-        def total_loss(trainable: Any) -> tuple[jax.Array, Metrics]:
-            params = param_rules.merge(trainable, state.frozen)
-            terms = []
-            for index, (model, batch) in enumerate(zip(configs, batches, strict=True)):
-                dropout = jax.random.fold_in(rng, index)
-                outputs = family.module(model).apply({"params": params}, batch, train=True, rngs={"dropout": dropout})
-                terms.append(family.loss(outputs, batch, model))
-            return losses.join(terms, weights)
-
-        (loss, means), gradient = jax.value_and_grad(total_loss, has_aux=True)(state.trainable)
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        terms_of = [functools.partial(terms, model, state.frozen) for model, _ in config.batches()]
+        if parts == 1:
+            (loss, means), gradient = gradients.at_once(terms_of, weights, state.trainable, batches, key)
+        else:
+            (loss, means), gradient = gradients.in_parts(terms_of, weights, state.trainable, batches, key, parts)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.average
@@ -97,20 +98,14 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         evaluator.check(config, evaluation)
 
     # ---- Mesh, and the state as shapes: nothing is allocated yet.
-    mesh = sharding.make_mesh(config.mesh)
-    readers = mesh.shape["data"] * mesh.shape["fsdp"]
-    for read, _ in streams:
-        if read.batch_size % readers:
-            raise ValueError(
-                f"data.batch_size of {read.mixture} is {read.batch_size}, expected a multiple of {readers}, the "
-                "devices that see different examples. Change it or the mesh."
-            )
     rules = family.rules(config.model)
     abstract_params = jax.eval_shape(lambda: init_params(config))
     if config.init.checkpoint and not (checkpoints.is_dir() and store.steps_of(checkpoints)):
         check_init(config, abstract_params)
     optimizer = optim.optimizer(config.optim, config.train.steps, abstract_params, rules)
     abstract = jax.eval_shape(lambda: make_state(config, init_params(config), rules, optimizer))
+    mesh = sharding.make_mesh(config.mesh, state_bytes=sharding.size_in_bytes(abstract))
+    sharding.check_batches([(read.mixture, read.batch_size) for read, _ in streams], mesh, config.train.accumulate)
     shardings = state_shardings(abstract, rules, optimizer, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     counts = [sum(x.size for x in jax.tree.leaves(half)) for half in (abstract.trainable, abstract.frozen)]
