@@ -84,7 +84,9 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None, *, state_byt
     shape = choose(config, len(devices), slices=slices, state_bytes=state_bytes)
     types = (AxisType.Auto,) * len(AXES)
     if slices == 1:
-        return jax.make_mesh(shape, AXES, devices=devices, axis_types=types)
+        # Not jax.make_mesh: it refuses axes that split an axis of the torus, as fsdp=8 does on 4x4x4.
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(laid, AXES, axis_types=types)
     if not known:
         return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
     inner = (shape[0] // slices, *shape[1:])
