@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ AXES = ("data", "fsdp", "tensor")
 # What the state of a run may take of a chip before more chips share it: a quarter of the smallest one (v5e, 16 GiB).
 STATE_BYTES = 4 * 2**30
 
+Held = Callable[[AbstractMesh], int]  # mesh -> bytes of each device
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -27,20 +29,20 @@ class MeshConfig:
     slices: int = -1  # parts of data that only the data-centre network joins; -1: as many as the devices say
 
 
-def choose(config: MeshConfig, devices: int, *, slices: int = 1, state_bytes: int = 0) -> tuple[int, int, int]:
+def choose(config: MeshConfig, devices: int, *, slices: int = 1, held: Held | None = None) -> tuple[int, int, int]:
     """The sizes (data, fsdp, tensor) of a mesh. Of those that the config leaves open `tensor` is as small as it can be,
     `fsdp` the fewest devices of which the state takes at most STATE_BYTES each, and `data` takes the rest.
 
     Args:
       slices: parts of the devices; fsdp and tensor stay inside one.
-      state_bytes: of all parameters, their average and the optimizer's slots, counted once.
+      held: what the state of the run takes of each device of a mesh; nothing by default.
 
     Raises:
       ValueError: sizes that do not multiply to the number of devices, or slices that do not divide `data`.
     """
     asked = (config.data, config.fsdp, config.tensor)
     divisors = [size for size in range(1, devices + 1) if devices % size == 0]
-    products = [(devices // (f * t), f, t) for f in divisors for t in divisors if devices % (f * t) == 0]
+    products = [(devices // (f * t), f, t) for t in divisors for f in divisors if devices % (f * t) == 0]
     fitting = [
         sizes
         for sizes in products
@@ -52,22 +54,24 @@ def choose(config: MeshConfig, devices: int, *, slices: int = 1, state_bytes: in
             f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}, expected a product of "
             f"{devices}, the number of devices{within}. Change the config's mesh; -1 is chosen."
         )
-
-    def cost(sizes: tuple[int, int, int]) -> tuple[float, ...]:
-        _, fsdp, tensor = sizes
-        return tensor, max(STATE_BYTES, state_bytes / (fsdp * tensor)), fsdp
-
-    return min(fitting, key=cost)
+    least = [sizes for sizes in fitting if sizes[2] == fitting[0][2]]
+    if held is None:
+        return least[0]
+    return next((sizes for sizes in least if held(_abstract(sizes)) <= STATE_BYTES), least[-1])
 
 
-def make_mesh(config: MeshConfig, devices: list[Any] | None = None, *, state_bytes: int = 0) -> Mesh:
+def _abstract(sizes: tuple[int, int, int]) -> AbstractMesh:
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None, *, held: Held | None = None) -> Mesh:
     """A mesh with axes data, fsdp, tensor over all devices (or those given). Axes are Auto: Linen needs them so.
 
     Slices of a TPU, which only the data-centre network joins, each hold one part of `data` after the other. Devices
     that know no slices (CPUs) are cut into as many as the config says, in their order.
 
     Args:
-      state_bytes: as for `choose`.
+      held: as for `choose`.
 
     Raises:
       ValueError: what `choose` raises; slices that are not those of the devices.
@@ -81,7 +85,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None, *, state_byt
     if slices < 1 or (known and slices != len(groups)) or len(devices) % slices:
         expected = f"{len(groups)}, as the devices say" if known else f"a divisor of {len(devices)} devices"
         raise ValueError(f"mesh.slices is {slices}, expected {expected}. Set it, or leave it at -1.")
-    shape = choose(config, len(devices), slices=slices, state_bytes=state_bytes)
+    shape = choose(config, len(devices), slices=slices, held=held)
     types = (AxisType.Auto,) * len(AXES)
     if slices == 1:
         # Not jax.make_mesh: it refuses axes that split an axis of the torus, as fsdp=8 does on 4x4x4.
@@ -108,11 +112,6 @@ def check_batches(sizes: Iterable[tuple[str, int]], mesh: Mesh | AbstractMesh, a
                 f"data.batch_size of {name} is {size}, expected a multiple of {readers(mesh) * accumulate}, the "
                 f"devices that see different examples{parts}. Change it or the mesh."
             )
-
-
-def size_in_bytes(tree: Any) -> int:
-    """Of all arrays (or shapes) of a tree, each counted once."""
-    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def bytes_per_chip(tree: Any, shardings: Any) -> int:

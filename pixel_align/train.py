@@ -1,10 +1,10 @@
 """Training: one step, and one loop that reads from top to bottom."""
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,8 @@ import optax
 import rich.console
 import rich.progress
 
-from pixel_align import data, gradients, losses, models, optim, param_rules, run_batches, sharding, text
+import pixel_align
+from pixel_align import data, distributed, gradients, losses, models, optim, param_rules, run_batches, sharding, text
 from pixel_align.batch import Batch, check
 from pixel_align.checkpoints import store
 from pixel_align.evaluation import evaluator, seen
@@ -27,7 +28,18 @@ from pixel_align.experiment import Eval, Experiment
 from pixel_align.metrics_log import MetricsLog
 from pixel_align.models import ModelConfig
 from pixel_align.settings import from_json, to_json, to_plain
-from pixel_align.state import TrainState, from_saved, init_params, make_state, saved_arrays, state_shardings
+from pixel_align.state import (
+    TrainState,
+    check_base,
+    check_init,
+    from_saved,
+    init_params,
+    make_state,
+    present,
+    saved_arrays,
+    state_shardings,
+    take_over,
+)
 from pixel_align.step_profile import StepProfile
 
 Metrics = dict[str, jax.Array]
@@ -81,21 +93,27 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     Raises:
       ValueError: settings, data or a checkpoint that do not fit together, before any step.
       NonFiniteLoss: at the first such step.
+      distributed.Stopped: it was told to stop, and where it stands is saved.
+      distributed.Failure: processes that were started with different settings or data.
     """
     workdir = Path(workdir)
     family = models.family_of(config.model)
-    console = rich.console.Console(stderr=True)
+    first_process = jax.process_index() == 0  # which speaks and writes for all
+    console = rich.console.Console(stderr=True, quiet=not first_process)
 
     # ---- Vocabulary and data: what is wrong here is said before anything is compiled.
     checkpoints = workdir / "checkpoints"
     vocabulary = find_vocabulary(config, checkpoints)
+    config = with_readers(config, checkpoints)
     check_resumable(config, checkpoints, vocabulary)
     streams = [(read, family.converter(model, vocabulary, read.augment)) for model, read in config.batches()]
     for read, _ in streams:
+        data.check_readers(read)
         for task in data.rates(read):
             data.check_task(read, task, read.split)
     for evaluation in config.evals:
         evaluator.check(config, evaluation)
+    distributed.agree(facts(config, workdir, vocabulary))
 
     # ---- Mesh, and the state as shapes: nothing is allocated yet.
     rules = family.rules(config.model)
@@ -104,7 +122,10 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         check_init(config, abstract_params)
     optimizer = optim.optimizer(config.optim, config.train.steps, abstract_params, rules)
     abstract = jax.eval_shape(lambda: make_state(config, init_params(config), rules, optimizer))
-    mesh = sharding.make_mesh(config.mesh, state_bytes=sharding.size_in_bytes(abstract))
+    mesh = sharding.make_mesh(
+        config.mesh,
+        held=lambda mesh: sharding.bytes_per_chip(abstract, state_shardings(abstract, rules, optimizer, mesh)),
+    )
     sharding.check_batches([(read.mixture, read.batch_size) for read, _ in streams], mesh, config.train.accumulate)
     shardings = state_shardings(abstract, rules, optimizer, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
@@ -121,23 +142,27 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     # ---- Restore or initialise, in this order of precedence:
     # 1. the newest step of this work folder; 2. init.checkpoint; 3. the seed.
     keeper = store.Store(checkpoints, config.train.keep)
-    positions = None
-    if (latest := keeper.latest()) is not None:
-        arrays, positions = keeper.restore(latest, saved_arrays(abstract))
-        state = from_saved(arrays, latest, abstract, rules)
-        console.print(f"resumed at step {latest}")
-    else:
+    tell = functools.partial(console.print, highlight=False, soft_wrap=True)
+    restored = keeper.restore_newest(functools.partial(saved_arrays, abstract), tell)
+    positions = None if restored is None else restored.positions
+    if restored is None or restored.base:
         params = jax.jit(lambda: init_params(config), out_shardings=shardings.params)()
         if config.init.checkpoint:
-            params = take_over(config, params, console)
+            params = take_over(config, params, tell)
         start = jax.jit(lambda p: make_state(config, p, rules, optimizer), out_shardings=shardings)
         state = start(params)
         del params
+    if restored is not None:
+        if restored.base:
+            check_base(state.frozen, restored.base, f"step {restored.step} of {checkpoints}")
+        base = state.params if restored.base else None
+        state = from_saved(restored.arrays, restored.step, abstract, rules, base)
+        tell(f"resumed at step {restored.step}")
 
     # Only now: a run that could not be resumed leaves what was there as it was.
-    store.write_header(checkpoints, to_json(config), vocabulary)
     history = training_history(config)
-    if jax.process_index() == 0:
+    if first_process:
+        store.write_header(checkpoints, to_json(config), vocabulary)
         history.write(checkpoints)
     asked = {f"{e.task}/{e.split}": seen.read(data.set_folder(config.data, e.task), e.split) for e in config.evals}
     for overlap in seen.overlaps(history, asked):
@@ -149,29 +174,33 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     )
     learning_rate = optim.schedule(config.optim, config.train.steps)
     first = int(state.step)
-    log = MetricsLog(workdir, first)
+    log = MetricsLog(workdir, first, writes=first_process)
+    trained_only = config.train.save == "trainable"
     pending: tuple[int, Metrics, tuple[Any, ...]] | None = None
     with (
         keeper,
         jax.set_mesh(mesh),
-        data.Steps(streams, positions) as steps,
+        data.Steps(streams, positions, sharding.over_batch(mesh)) as steps,
+        distributed.Stop() as stop,
         _progress(console) as progress,
         StepProfile(workdir / "profile", config.train.profile_steps) as profiled,
         log,
     ):
         # A run that was killed between saving a step and evaluating it.
         for evaluation in _due(config, first) if first else ():
-            if not log.holds(first, _name(evaluation)):
-                _evaluate(config, evaluation, state.best_params, vocabulary, history, workdir, first, log, console)
+            if not distributed.gather(log.holds(first, _name(evaluation)))[0]:
+                _evaluate(
+                    config, evaluation, state.best_params, vocabulary, history, mesh, workdir, first, log, console
+                )
         bar = progress.add_task("train", total=config.train.steps, completed=first, said="")
         told = -np.inf
         begun, begun_at, waited = time.perf_counter(), first, 0.0
         for step in range(first + 1, config.train.steps + 1):
             if pending is not None and not steps.ready:
                 jax.block_until_ready(pending[1])  # from here on the devices wait, too
-            asked = time.perf_counter()
+            begun_waiting = time.perf_counter()
             batches, positions = next(steps)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - begun_waiting
             if step == first + 1:
                 for batch, (model, _) in zip(batches, config.batches(), strict=True):
                     check(batch, family.batch_spec(model, batch.images.shape[0]))
@@ -203,16 +232,48 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
                     left = datetime.timedelta(seconds=round((config.train.steps - step) / speed)) if speed else "?"
                     console.print(f"step {step}/{config.train.steps}  {said}  {left} left", highlight=False)
             progress.update(bar, completed=step)
-            if step % config.train.checkpoint_every == 0 or last:
+            stopped = stop.after(step) and not last
+            if step % config.train.checkpoint_every == 0 or last or stopped:
                 with _batches_left(step, batches, vocabulary, workdir):
                     _check_finite(step, metrics, keeper)
-                keeper.save(step, saved_arrays(state), positions)
+                everywhere = data.joined(distributed.gather(positions))
+                base = present(state.frozen) if trained_only else None
+                keeper.save(step, saved_arrays(state, trained_only), everywhere, base)
+            if stopped:
+                keeper.wait()
+                raise distributed.Stopped(f"step {step} is saved. Start the run again to go on.")
             for evaluation in _due(config, step):
                 _check_finite(step, metrics, keeper)
-                _evaluate(config, evaluation, state.best_params, vocabulary, history, workdir, step, log, console)
+                _evaluate(config, evaluation, state.best_params, vocabulary, history, mesh, workdir, step, log, console)
                 # An evaluation is not training time.
                 begun, begun_at, waited = time.perf_counter(), step, 0.0
     return state
+
+
+def with_readers(config: Experiment, checkpoints: Path) -> Experiment:
+    """`config` with the number of its readers: its own, else that of the run in this folder, else one a process."""
+    if config.data.readers:
+        return config
+    readers = jax.process_count()
+    if checkpoints.is_dir() and (checkpoints / store.CONFIG).is_file() and store.steps_of(checkpoints):
+        readers = max(1, from_json(Experiment, store.read_config(checkpoints)).data.readers)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, readers=readers))
+
+
+def facts(config: Experiment, workdir: Path, vocabulary: text.Vocabulary) -> dict[str, Any]:
+    """What has to be the same in all processes of a run, by name."""
+    checkpoints = workdir / "checkpoints"
+    read = {(read.dir, task, read.split): read for _, read in config.batches() for task in data.rates(read)}
+    read |= {(config.data.dir, e.task, e.split): config.data for e in config.evals}
+    return {
+        "version of pixel_align": pixel_align.__version__,
+        "version of jax": jax.__version__,
+        "workdir": str(workdir.absolute()),
+        **{f"config.{name}": value for name, value in _settings(to_plain(config)).items()},
+        "vocabulary": vocabulary.digest(),
+        **{f"data of {task}/{split}": data.listing(of, task, split) for (_, task, split), of in read.items()},
+        "steps in workdir": store.steps_of(checkpoints) if checkpoints.is_dir() else [],
+    }
 
 
 def find_vocabulary(config: Experiment, checkpoints: Path) -> text.Vocabulary:
@@ -270,42 +331,6 @@ def _settings(plain: Any, path: str = "") -> dict[str, Any]:
     return {k: v for name, part in plain.items() for k, v in _settings(part, f"{path}.{name}".lstrip(".")).items()}
 
 
-def check_init(config: Experiment, abstract: Any) -> set[str]:
-    """The paths of the parameters (arrays or shapes) that init.checkpoint gives.
-
-    Raises:
-      FileNotFoundError: init.checkpoint is none.
-      ValueError: names or shapes that differ and that init.new and init.unused do not name.
-    """
-    folder, step = store.find(config.init.checkpoint)
-    saved, here = store.saved_shapes(folder, step), {k: tuple(v.shape) for k, v in param_rules.paths(abstract).items()}
-
-    def named(path: str, patterns: tuple[str, ...]) -> bool:
-        return any(re.fullmatch(pattern, path) for pattern in patterns)
-
-    new = {path for path in here if named(path, config.init.new)}
-    faults = [f"{p} is not in it" for p in here.keys() - saved.keys() - new]
-    faults += [f"{p} has no place here" for p in saved.keys() - here.keys() if not named(p, config.init.unused)]
-    common = (here.keys() & saved.keys()) - new
-    faults += [f"{p} is {saved[p]}, expected {here[p]}" for p in common if saved[p] != here[p]]
-    if faults:
-        raise ValueError(
-            f"init.checkpoint {config.init.checkpoint!r} does not fit the model: {'; '.join(sorted(faults)[:10])}"
-            f"{f' and {len(faults) - 10} more' if len(faults) > 10 else ''}. Name them in init.new or init.unused."
-        )
-    return common
-
-
-def take_over(config: Experiment, params: Any, console: rich.console.Console) -> Any:
-    """`params` with those of init.checkpoint in their places, by name. Raises what `check_init` does."""
-    here, common = param_rules.paths(params), check_init(config, params)
-    folder, step = store.find(config.init.checkpoint)
-    theirs = store.read_some(folder, step, {path: leaf for path, leaf in here.items() if path in common})
-    console.print(f"{len(common)} parameters from {folder} step {step}, {len(here) - len(common)} new", soft_wrap=True)
-    leaves = [theirs.get(path, leaf) for path, leaf in here.items()]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
-
-
 def _due(config: Experiment, step: int) -> list[Eval]:
     """The evaluations that belong to a step."""
     last = step == config.train.steps
@@ -323,13 +348,16 @@ def _evaluate(
     params: Any,
     vocabulary: text.Vocabulary,
     history: Seen,
+    mesh: jax.sharding.Mesh,
     workdir: Path,
     step: int,
     log: MetricsLog,
     console: rich.console.Console,
 ) -> None:
     """One evaluation inside a run: metrics into the log, a sheet of pictures into the work folder."""
-    result = evaluator.evaluate(config, evaluation, params, vocabulary, history=history)
+    result = evaluator.evaluate(config, evaluation, params, vocabulary, history=history, mesh=mesh)
+    if jax.process_index():
+        return
     name = _name(evaluation)
     log.write(step, {f"{name}/{key}": value for key, value in result.metrics.items()})
     values = "  ".join(f"{key} {value:.4f}" for key, value in result.metrics.items())
@@ -363,7 +391,7 @@ def _batches_left(step: int, batches: tuple[Any, ...], vocabulary: text.Vocabula
     try:
         yield
     except NonFiniteLoss as error:
-        if not all(isinstance(batch, Batch) for batch in batches):
+        if jax.process_index() or not all(isinstance(batch, Batch) for batch in batches):
             raise
         path = workdir / "pictures" / f"non_finite-{step:07d}.png"
         run_batches.write(batches, vocabulary, path)
