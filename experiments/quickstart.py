@@ -1,12 +1,12 @@
 """The demo: a model that says a sentence about a picture and points at what each word means, finds what is named, with
-its mask, and names what it is shown; from nothing, in minutes.
+its mask, names what it is shown, finds and names everything, and answers questions; from nothing, in minutes.
 
     make demo                                    # everything, into runs/quickstart
     make demo ARGS="--scenes 400 --first-steps 50 --steps 50"     # shortened
 
 What happens: scenes are drawn and told in the publishers' raw formats, built as any data set is, a vocabulary is
 trained on their text; then the model is trained in two stages, evaluated on unseen scenes beside its controls, and
-drawn. A step of the second stage takes three batches: narratives, expressions to be found, regions to be named.
+drawn. A step of the second stage takes a batch of each task; of expressions a second one, with masks.
 
 The first stage stands for the public weights (SAM, EVA-02) that the real recipe starts from: the image encoder and the
 extractor learn what objects are, by a dense objective on the image map and on the queries (`nn/region_head.py`). The
@@ -31,7 +31,7 @@ import rich.progress
 import rich.table
 import typer
 
-from experiments import record
+from experiments import every_task, record
 from pixel_align.batch import Shape
 from pixel_align.cli import one_line_errors, quiet_libraries
 from pixel_align.config import Experiment, override, to_config_dict
@@ -39,6 +39,7 @@ from pixel_align.data import DataConfig, Group
 from pixel_align.experiment import Eval, Init, Train
 from pixel_align.models.pixel_llm import LossConfig, MasksConfig, PixelLLMConfig
 from pixel_align.nn.alignment_head import AlignmentHeadConfig
+from pixel_align.nn.box_decoder import BoxDecoderConfig
 from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.mask_adapter import MaskAdapterConfig
 from pixel_align.nn.mask_decoder import MaskDecoderConfig
@@ -51,26 +52,35 @@ from pixel_align.optim import Optim
 from pixel_align.text import INSTRUCTIONS
 
 NARRATIVES, EXPRESSIONS, REGIONS = "synthetic_narratives", "synthetic_expressions", "synthetic_regions"
+DENSE, QUESTIONS = "synthetic_densecap", "synthetic_questions"
 CANVAS = 64
 # Expressions by the dozen: what words mean is learned from many at once, or late. Masks cost more and need fewer.
 REFER = Shape(canvas=CANVAS, text=10, instruction=14, regions=8)
 SEGMENT = dataclasses.replace(REFER, regions=4, mask=CANVAS // 2)
 DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=4, prompts=4)
+DENSECAP = dataclasses.replace(DESCRIBE, described=6)
+ANSWER = Shape(canvas=CANVAS, text=5, instruction=20, regions=4)
 EVALS = (
     Eval(task=NARRATIVES, mode="trace"),
     Eval(task=EXPRESSIONS, mode="segment", shape=SEGMENT),
     Eval(task=REGIONS, mode="describe", shape=DESCRIBE),
+    Eval(task=DENSE, mode="densecap", shape=DENSECAP),
+    Eval(task=QUESTIONS, mode="answer", shape=ANSWER),
 )
 FURTHER = (
     Group(EXPRESSIONS, 12, REFER, weight=2.0),
     Group(EXPRESSIONS, 3, SEGMENT),
     Group(REGIONS, 8, DESCRIBE),
+    Group(DENSE, 8, DENSECAP),
+    Group(QUESTIONS, 8, ANSWER),
 )
 VOCABULARY = "vocabulary.model"
 KEYS = {
     NARRATIVES: ("point_distance", "inside_box", "point_distance_free", "inside_box_free", "matched_words"),
     EXPRESSIONS: ("P@0.5", "P@0.5:0.95", "cIoU", "gIoU"),
     REGIONS: ("exact",),
+    DENSE: ("mAP", "mAP_detection"),
+    QUESTIONS: ("exact",),
 }
 SETTING = "easy setting (3-5 objects, 6 colours x 4 shapes, no two objects of one colour)"
 STAGES = ("first_stage", "demo", "dense_off", "no_first_stage")
@@ -119,7 +129,7 @@ def experiment(stage: str) -> Experiment:
 
 
 def model(width: int = 64) -> PixelLLMConfig:
-    """0.9M parameters, the published parts at a size for two cores."""
+    """1.4M parameters, the published parts at a size for two cores."""
     return PixelLLMConfig(
         shape=Shape(canvas=CANVAS, text=48, objects=8, phrase=4),
         image=SamVitConfig(
@@ -156,6 +166,20 @@ def model(width: int = 64) -> PixelLLMConfig:
             enabled=True,
             decoder=MaskDecoderConfig(width=width, num_heads=4, mlp_width=2 * width, quality_width=width, scan=False),
             adapter=MaskAdapterConfig(width=width, num_heads=4, mlp_width=2 * width, scan=False),
+        ),
+        detector=BoxDecoderConfig(
+            enabled=True,
+            width=width,
+            up_width=width,
+            tower_layers=1,
+            groups=8,
+            hidden_width=2 * width,
+            proposals_train=48,
+            peaks_train=96,
+            proposals=32,
+            peaks=64,
+            samples=32,
+            detections=8,
         ),
     )
 
@@ -241,8 +265,10 @@ def demo(workdir: Path, scenes: int, unseen: int, first_steps: int, steps: int, 
     partial = report_path.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=2) + "\n")
     partial.replace(report_path)
+    modes = {evaluation.mode: evaluation.task for evaluation in EVALS}
+    every_task.sheet(workdir / "demo", configs["demo"], modes).save(workdir / "demo.png")
     show(report, console)
-    console.print(f"pictures: {workdir}/demo/evaluation/*/pictures.png   report: {report_path}")
+    console.print(f"pictures: {workdir}/demo.png, {workdir}/demo/evaluation/*/pictures.png   report: {report_path}")
 
 
 def configure(workdir: Path, stage: str, steps: int, changes: list[str]) -> Experiment:
@@ -286,7 +312,25 @@ def describe_bars(metrics: dict[str, float]) -> dict[str, bool]:
     }
 
 
-BARS = {NARRATIVES: trace_bars, EXPRESSIONS: refer_bars, REGIONS: describe_bars}
+def densecap_bars(metrics: dict[str, float]) -> dict[str, bool]:
+    """The same in finding and naming everything."""
+    return {"mAP 3 times shuffled": metrics.get("mAP", 0) >= 3 * metrics.get("shuffled/mAP", 1)}
+
+
+def answer_bars(metrics: dict[str, float]) -> dict[str, bool]:
+    """The same in answering: half of the questions are of yes and no or of few numbers, which a reader without eyes
+    guesses.
+    """
+    return {"exact above shuffled": metrics.get("exact", 0) > metrics.get("shuffled/exact", 1)}
+
+
+BARS = {
+    NARRATIVES: trace_bars,
+    EXPRESSIONS: refer_bars,
+    REGIONS: describe_bars,
+    DENSE: densecap_bars,
+    QUESTIONS: answer_bars,
+}
 
 
 def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> None:
@@ -305,7 +349,7 @@ def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> None:
                 count,
                 seed=0,
                 split=split,
-                also=("expressions", "regions"),
+                also=("expressions", "regions", "questions"),
                 progress=lambda done, bar=bar: progress.advance(bar, done),
             )
         inputs = localized_narratives.Inputs(
@@ -316,7 +360,9 @@ def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> None:
     with (workdir / "raw" / "train" / "narratives.jsonl").open(encoding="utf-8") as lines:
         captions = [json.loads(line)["caption"] for line in lines]
     captions += [INSTRUCTIONS["refer"], INSTRUCTIONS["describe"]]
-    text.train_sentencepiece(captions, workdir / VOCABULARY, 140, model_type="bpe")
+    conversations = json.loads((workdir / "raw" / "train" / "questions.json").read_text(encoding="utf-8"))
+    captions += [turn["value"] for talk in conversations for turn in talk["conversations"]]
+    text.train_sentencepiece(captions, workdir / VOCABULARY, 200, model_type="bpe")
 
 
 def evaluate_stage(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import rich.console
 
@@ -42,7 +43,7 @@ def test_rows_differ_in_what_they_are_named_for(tmp_path: Path) -> None:
     }
     assert len(rest) == 1
     further = {stage: [group.mixture for group in config.data.further] for stage, config in made.items()}
-    more = ["synthetic_expressions", "synthetic_expressions", "synthetic_regions"]
+    more = ["synthetic_expressions", *list(quickstart.KEYS)[1:]]
     assert further == {"first_stage": [], "demo": more, "dense_off": [], "no_first_stage": []}
 
 
@@ -63,9 +64,11 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
         (workdir / name).touch()
 
+    sets = quickstart.KEYS.keys() - {quickstart.DENSE}  # which reads the set of regions
+
     def noted(config: Experiment, folder: Path) -> None:
         assert not (workdir / "report.json").exists(), "an old report stands while a new one is made"
-        assert all(Path(config.data.dir, name).is_dir() for name in quickstart.KEYS)
+        assert all(Path(config.data.dir, name).is_dir() for name in sets)
         assert Path(config.data.vocabulary).is_file()
         seen["trained"].append(folder.name)
 
@@ -77,13 +80,15 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             "matched_words": 0.9,
             "P@0.5": 0.9,
             "exact": 1.0,
+            "mAP": 0.5,
         }
         shuffled = {f"{control}/point_distance": 0.3 for control in ("shuffled", "swapped")}
-        shuffled |= {"shuffled/P@0.5": 0.1, "shuffled/exact": 0.1}
+        shuffled |= {"shuffled/P@0.5": 0.1, "shuffled/exact": 0.1, "shuffled/mAP": 0.1}
         return figures | shuffled if controls else figures
 
     monkeypatch.setattr(train, "train", noted)
     monkeypatch.setattr(quickstart, "evaluate_stage", scored)
+    monkeypatch.setattr(quickstart.every_task, "sheet", lambda *_: PIL.Image.new("RGB", (8, 8)))
     monkeypatch.setattr(quickstart.sys, "argv", ["quickstart", "--scenes", "9"])
     quickstart.demo(workdir, 9, 3, 20, 40, [])
     seen["report"] = json.loads((workdir / "report.json").read_text())
@@ -93,7 +98,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_demo_starts_anew_and_reports_what_it_did(demo: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     workdir, report = demo["workdir"], demo["report"]
     assert demo["trained"] == list(STAGES)
-    all_tasks = [("demo", mode, True) for mode in ("trace", "segment", "describe")]
+    all_tasks = [("demo", mode, True) for mode in ("trace", "segment", "describe", "densecap", "answer")]
     assert demo["evaluated"] == [*all_tasks, ("dense_off", "trace", False), ("no_first_stage", "trace", False)]
     left = {str(path.relative_to(workdir)) for path in workdir.rglob("old")}
     assert not left and (workdir / "mine.txt").is_file()  # what is not the demo's stays
@@ -106,13 +111,13 @@ def test_the_demo_starts_anew_and_reports_what_it_did(demo: dict[str, Any], caps
     assert [row["row"] for row in tasks["synthetic_narratives"]["rows"]] == ["demo", "dense_off", "no_first_stage"]
     assert [row["row"] for row in tasks["synthetic_expressions"]["rows"]] == ["demo"]
     assert all(all(task["bars"].values()) for task in tasks.values())
-    assert [len(task["bars"]) for task in tasks.values()] == [4, 2, 2]
+    assert [len(task["bars"]) for task in tasks.values()] == [4, 2, 2, 1, 1]
 
     quickstart.show(report, rich.console.Console(width=150))
     shown = capsys.readouterr().out
     for part in ("other pictures", "another word's place", "no first stage", "0.0200", "0.3000"):
         assert part in shown
-    assert shown.count("reached:") == 8 and "MISSED" not in shown
+    assert shown.count("reached:") == 10 and "MISSED" not in shown
 
 
 @pytest.mark.parametrize(
