@@ -1,5 +1,6 @@
 """A step in parts is the step: the same loss, the same gradient, the activations of one part."""
 
+import re
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixel_align import gradients, losses
+from pixel_align import gradients, losses, sharding
 
 KEY = jax.random.key(0)
 
@@ -81,6 +82,58 @@ def test_a_batch_without_any_word_teaches_nothing() -> None:
     empty = batch(0) | {"weights": np.zeros((12, 5), np.float32)}
     (loss, means), gradient = gradients.in_parts([terms], [1.0], TRAINABLE, [empty], KEY, 3)
     assert float(loss) == 0.0 and not np.any(gradient["w"]) and set(map(float, means.values())) == {0.0}
+
+
+def test_parts_hold_the_activations_of_one() -> None:
+    wide = {"w": np.ones((3, 4096), np.float32), "v": np.ones((4096, 4096), np.float32)}
+
+    def of_wide(trainable: Any, rows: Any, key: jax.Array) -> losses.Terms:
+        return {"a": (1.0, (jnp.sum(jnp.tanh(jnp.tanh(rows["x"] @ trainable["w"]) @ trainable["v"])), rows["x"].size))}
+
+    def temporaries(parts: int) -> int:
+        def step(trainable: Any, rows: Any) -> Any:
+            if parts == 1:
+                return gradients.at_once([of_wide], [1.0], trainable, [rows], KEY)
+            return gradients.in_parts([of_wide], [1.0], trainable, [rows], KEY, parts)
+
+        rows = {"x": jax.ShapeDtypeStruct((64, 256, 3), np.float32)}
+        return jax.jit(step).lower(wide, rows).compile().memory_analysis().temp_size_in_bytes
+
+    of_gradient = 4 * 4096 * 4096
+    at_once, eighths = temporaries(1), temporaries(8)
+    assert eighths - 2 * of_gradient < at_once / 6, (at_once, eighths)
+
+
+def test_the_model_is_left_out_of_the_pass_that_counts() -> None:
+    """By the work that is compiled: parts cost what the whole costs, where counts are sums of what the batch says."""
+
+    def flops(terms_of: Any) -> float:
+        rows = {"x": np.ones((8, 5, 256), np.float32), "weights": np.ones((8, 5), np.float32)}
+        trainable = {"w": np.ones((256, 256), np.float32)}
+        step = jax.jit(lambda t, b: gradients.in_parts([terms_of], [1.0], t, [b], KEY, 2)).lower(trainable, rows)
+        return step.compile().cost_analysis()["flops"]
+
+    def told(trainable: Any, rows: Any, key: jax.Array) -> losses.Terms:
+        said = jnp.tanh(rows["x"] @ trainable["w"]).sum(axis=-1)
+        return {"a": (1.0, (jnp.sum(said * rows["weights"]), jnp.sum(rows["weights"])))}
+
+    def found(trainable: Any, rows: Any, key: jax.Array) -> losses.Terms:
+        said = jnp.tanh(rows["x"] @ trainable["w"]).sum(axis=-1)
+        return {"a": (1.0, (jnp.sum(said * rows["weights"]), jnp.sum(said > 0)))}
+
+    forward = 2 * 4 * 5 * 256 * 256  # of one part
+    assert flops(found) - flops(told) == pytest.approx(forward, rel=0.1)
+
+
+def test_no_example_moves_to_another_device() -> None:
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+    rows = jax.device_put(np.arange(16), sharding.over_batch(mesh))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda x: gradients.split(x, 2)).lower(rows).compile()
+        parts = compiled(rows)
+    assert not re.search("all-|collective|permute", compiled.as_text())
+    own = {shard.device: set(np.asarray(shard.data).flat) for shard in rows.addressable_shards}
+    assert {shard.device: set(np.asarray(shard.data).flat) for shard in parts.addressable_shards} == own
 
 
 def test_rows_are_dealt_out_so_that_no_example_moves() -> None:

@@ -1,4 +1,4 @@
-"""One step: batches of several shapes count as one, frozen tables rest small, and nothing else changes for it."""
+"""One step: it may come in parts and in batches of several shapes, frozen tables rest small, and nothing else changes for it."""
 
 import dataclasses
 from typing import Any
@@ -57,15 +57,15 @@ def step(config: Experiment, batches: tuple[Batch, ...]) -> tuple[Any, Any]:
     return metrics, after
 
 
-def test_batches_of_several_shapes_make_the_step_of_one_padded_batch() -> None:
-    """Unequal in size and in words, so that a mean of means would differ."""
-    long, short = batch(LONG, 3, 0), batch(SHORT, 5, 1)
+def test_a_step_in_parts_and_in_other_shapes_is_the_step() -> None:
+    """Unequal in words, so that a mean of means would differ; the padding of a longer shape counts nowhere."""
+    long, short = batch(LONG, 4, 0), batch(SHORT, 6, 1)
     several = dataclasses.replace(
-        CONFIG, data=dataclasses.replace(CONFIG.data, batch_size=3, further=(Group(tiny.TASK, 5, SHORT),))
+        CONFIG, data=dataclasses.replace(CONFIG.data, batch_size=4, further=(Group(tiny.TASK, 6, SHORT, weight=3.0),))
     )
-    together = jax.tree.map(lambda *leaves: np.concatenate(leaves), long, lengthened(short))
-    expected, one = step(CONFIG, (together,))
-    found, two = step(several, (long, short))
+    in_parts = override(several, ["train.accumulate=2", f"data.further.0.shape.text={LONG.text}"])
+    expected, one = step(several, (long, short))
+    found, two = step(in_parts, (long, lengthened(short)))
     assert found.keys() == expected.keys() >= {"loss_text", "loss_point", "loss_presence"}
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
@@ -74,10 +74,11 @@ def test_batches_of_several_shapes_make_the_step_of_one_padded_batch() -> None:
         np.testing.assert_allclose(others[path], leaf, atol=1e-6, err_msg=path)
 
 
-def test_a_loss_that_only_one_batch_has_is_divided_by_its_own_count() -> None:
+def test_batches_count_by_their_weights_and_a_loss_by_its_own_count() -> None:
     terms = [{"a": (2.0, (jnp.float32(6), jnp.float32(3)))}, {"b": (1.0, (jnp.float32(5), jnp.float32(5)))}]
     loss, means = losses.join(terms)
-    assert (float(loss), means) == (5.0, {"a": 2.0, "b": 1.0})
+    assert (float(loss), means) == (2.5, {"a": 2.0, "b": 1.0})
+    assert float(losses.join(terms, [1.0, 3.0])[0]) == 0.25 * 4 + 0.75 * 1
     nothing = {"a": (1.0, (jnp.float32(0), jnp.float32(0)))}
     assert float(losses.join([nothing])[0]) == 0.0
     assert float(losses.join([nothing, terms[0]])[1]["a"]) == 2.0
