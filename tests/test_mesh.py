@@ -65,9 +65,8 @@ def test_a_mesh_changes_no_number(text: str, sizes: meshes.Sizes) -> None:
     apart = meshes.compare(step(text, meshes.ALONE), step(text, sizes))
     assert apart["metric"] < 1e-5 and apart["gradient"] < 1e-5 and apart["entries"] > 1e5, apart
     # Without parameters that really lie apart the test would prove nothing about fsdp and tensor.
-    assert (
-        sum(not where.is_fully_replicated for where in jax.tree.leaves(meshes.place(experiment(text), sizes)[2])) > 50
-    )
+    lies = jax.tree.leaves(meshes.place(experiment(text), sizes)[2])
+    assert sum(not where.is_fully_replicated for where in lies) > 50
 
 
 def test_differences_are_found() -> None:

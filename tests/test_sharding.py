@@ -111,9 +111,7 @@ def test_batches_have_to_divide_over_those_who_see_examples_and_over_the_parts()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     check_batches([("a", 4), ("b", 12)], mesh)
     check_batches([("a", 8)], mesh, accumulate=2)
-    with pytest.raises(
-        ValueError, match=r"batch_size of b is 6, expected a multiple of 4, the devices that see differ"
-    ):
+    with pytest.raises(ValueError, match="batch_size of b is 6, expected a multiple of 4, the devices"):
         check_batches([("a", 4), ("b", 6)], mesh)
     with pytest.raises(ValueError, match=r"of a is 12, expected a multiple of 8, .* times train.accumulate=2\. Change"):
         check_batches([("a", 12)], mesh, accumulate=2)

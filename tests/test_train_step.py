@@ -1,4 +1,4 @@
-"""One step: it may come in parts and in batches of several shapes, frozen tables rest small, and nothing else changes for it."""
+"""One step: in parts, of batches of several shapes, with frozen tables that rest small it is the same step."""
 
 import dataclasses
 from typing import Any

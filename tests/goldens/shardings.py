@@ -84,7 +84,7 @@ def topology(name: str) -> str:
         "Batches: examples of each batch of a step; x 4: four times the recipe's, as fewer do not fill the mesh.\n",
         f"{'recipe':30} {'data fsdp tensor':>18} {'trained':>9} {'frozen':>9} {'optimizer':>9} {'all':>9}  batches",
     ]
-    parts = [f"\n{'parameters by part':30} " + " ".join(f"{part.split()[-1][:9]:>9}" for part in recipes.PARTS)]
+    parts = [f"\n{'parameters by part':30} " + " ".join(f"{part:>9}" for part in recipes.PARTS)]
     for recipe in RECIPES:
         laid = lay(recipe, chips)
         held = [
@@ -95,7 +95,7 @@ def topology(name: str) -> str:
         batches = ", ".join(str(read.batch_size) for _, read in experiment(recipe).batches())
         numbers = " ".join(f"{mebibytes(count):>9}" for count in (*held, sum(held)))
         states.append(f"{recipe:30} {sizes:>18} {numbers}  {batches}{f' x {laid.times}' * (laid.times > 1)}")
-        by_part = " ".join(f"{mebibytes(count):>9}" for count in parts_of(laid).values())
+        by_part = " ".join(f"{mebibytes(count):>{max(9, len(part))}}" for part, count in parts_of(laid).items())
         parts.append(f"{recipe:30} {by_part}")
     return "\n".join([*states, *parts]) + "\n"
 
