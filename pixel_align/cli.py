@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,14 +62,31 @@ def train(
     gin_binding: Annotated[
         list[str] | None, typer.Option("--gin.", metavar="NAME=VALUE", help="As in --gin.Train.steps=7.")
     ] = None,
+    coordinator: Annotated[
+        str, typer.Option(help="Of several processes: HOST:PORT of process 0, where jax does not find it by itself.")
+    ] = "",
+    processes: Annotated[int, typer.Option(help="How many processes there are.", min=0)] = 0,
+    process: Annotated[int, typer.Option(help="Which of them this is, from 0.", min=-1)] = -1,
+    wait: Annotated[int, typer.Option(help="Seconds for all processes to come up.", min=1)] = 50,
 ) -> None:
-    """Train an experiment, or resume it in its work folder."""
-    with one_line_errors():
-        from pixel_align import config
-        from pixel_align.train import train as run
+    """Train an experiment, or resume it in its work folder. Stopped by SIGTERM it saves first, and exits with 75."""
+    from pixel_align import distributed
 
-        files = [*filter(None, [experiment]), *(gin_file or ())]
-        run(config.load(files, changes or (), bindings=gin_binding or ()), workdir)
+    try:
+        with one_line_errors():
+            from pixel_align import config
+            from pixel_align.train import train as run
+
+            distributed.start(coordinator, processes, process, wait)
+            with distributed.together():
+                files = [*filter(None, [experiment]), *(gin_file or ())]
+                run(config.load(files, changes or (), bindings=gin_binding or ()), workdir)
+    except distributed.Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        raise typer.Exit(distributed.STOPPED) from stopped
+    except typer.Exit as left:
+        distributed.end(left.exit_code)
+        raise
 
 
 @app.command()
@@ -296,41 +313,58 @@ def score(
 
 @app.command()
 def benchmark(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="metrics, or padding.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="metrics, padding, train or input.")],
     json_out: Annotated[str, typer.Option("--json", help="File to write, one JSON object a line.")] = "",
     cases: Annotated[int, typer.Option(help="At most so many cases in each row; 0 for the full size.", min=0)] = 0,
     phrases: Annotated[
         Path | None, typer.Option(help="Visual Genome's region_descriptions.json; a small grammar without it.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A row by its name; may be given again.")] = None,
-    experiment: Annotated[str, typer.Option(help="Of padding: whose batches are counted.")] = "",
+    preset: Annotated[str, typer.Option(help="Of train and input: quickstart or bench.")] = "",
+    experiment: Annotated[str, typer.Option(help="Of padding, train and input: whose batches are measured.")] = "",
     changes: Set = None,
 ) -> None:
-    """Measure speed and memory of metrics, or what of an experiment's batches is padding: a table, and with --json one
-    line for each row.
+    """Measure speed and memory of metrics, of training steps or of input pipelines, or what of an experiment's batches
+    is padding: a table, and with --json one line for each row.
     """
     with one_line_errors():
-        if what not in ("metrics", "padding"):
-            raise ValueError(f"WHAT is {what!r}, expected metrics or padding. Choose one of them.")
+        if what not in ("metrics", "padding", "train", "input"):
+            raise ValueError(f"WHAT is {what!r}, expected metrics, padding, train or input. Choose one of them.")
         import rich.console
 
         from pixel_align import config
-        from pixel_align.benchmark import metrics, padding, rows
+        from pixel_align.benchmark import metrics, presets, rows
 
         check_writable(json_out)
         measured = []
-        if what == "padding":
-            found = padding.run(config.load(experiment, changes or ()), cases or 8)
-        else:
+        if what == "metrics":
             found = metrics.run(phrases, cases, names=only or ())
+        else:
+            file = presets.path(preset) if preset else experiment
+            found = _measured(what, config.load(file, changes or ()), cases, only or ())
         for row in found:
             measured.append(row)
-            typer.echo(f"{row['name']}: {row['cases']:,} {row['unit']} in {row['seconds']:.2f} s", err=True)
+            typer.echo(f"{row['name']}: {row['cases']:,} {row['unit']} in {row['seconds']:.3g} s", err=True)
             if what == "padding":
                 typer.echo("  " + ", ".join(f"{k} {share:.1%}" for k, share in row["notes"].items()), err=True)
         rich.console.Console().print(rows.table(measured))
         if json_out:
             rows.write(measured, Path(json_out))
+
+
+def _measured(what: str, experiment: Any, cases: int, only: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of what is measured of an experiment."""
+    if what == "padding":
+        from pixel_align.benchmark import padding
+
+        return padding.run(experiment, cases or 8)
+    if what == "input":
+        from pixel_align.benchmark import input as reading
+
+        return reading.run(experiment, cases)
+    from pixel_align.benchmark import train as training
+
+    return training.run(experiment, only)
 
 
 @app.command()
@@ -423,6 +457,38 @@ def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
             raise ValueError(f"{option} is {text!r}, expected NAME=VALUE. Correct it.")
         found[name] = value
     return found
+
+
+@app.command("compile")
+def compile_for(
+    experiment: Annotated[str, typer.Argument(help="A file of experiments/: .py, with :preset, or .gin.")],
+    topology: Annotated[str, typer.Option(help="A kind of TPU and the sides of its slice: v5e:16x16, v5p:4x4x4.")],
+    program: Annotated[
+        list[str] | None, typer.Option(help="train, evaluate or decode; may be given again. All by default.")
+    ] = None,
+    fast: Annotated[bool, typer.Option(help="Compile in half of the time, with less care for speed.")] = False,
+    json_out: Annotated[str, typer.Option("--json", help="The JSON file to write.")] = "",
+    changes: Set = None,
+) -> None:
+    """Say what a run asks of each chip of a TPU topology: memory, FLOPs, traffic. No TPU is needed."""
+    with one_line_errors():
+        names = program or ["train", "evaluate", "decode"]
+        if unknown := [name for name in names if name not in ("train", "evaluate", "decode")]:
+            raise ValueError(f"--program is {unknown[0]!r}, expected train, evaluate or decode. Choose among them.")
+        check_writable(json_out)
+        import rich.console
+
+        from pixel_align import config
+        from pixel_align.plan import programs, report
+        from pixel_align.plan.topology import topology as described
+
+        where = described(topology)
+        run = programs.on_mesh(config.load(experiment, changes or ()), list(where.devices))
+        reports = report.compile_all(run, where, names, fast=fast)
+        rich.console.Console().print(report.table(reports))
+        if json_out:
+            document = [one.to_json() for one in reports]
+            Path(json_out).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def read_file(option: str, path: str) -> bytes:

@@ -10,8 +10,10 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import itertools
+import json
 import os
 import queue
 import threading
@@ -27,7 +29,8 @@ from pixel_align import geometry
 from pixel_align.batch import Shape
 from pixel_align.converter import Augment, Converter, Example
 
-Position = dict[str, Any]  # {"drawn": examples so far, "tasks": {task: [epoch, examples of it]}}, JSON
+# {"drawn": examples so far, "readers": {number of a reader: {task: [epoch, examples of it]}}}, JSON
+Position = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +63,16 @@ class DataConfig:
     batch_size: int = 256  # over all processes
     further: tuple[Group, ...] = ()  # more batches of every step; the loss is the weighted mean of theirs
     seed: int = 0  # of the order and of the augmentation
-    shuffle_buffer: int = 10_000  # encoded records held in memory: 1 GB of photographs of 100 kB
+    readers: int = 0  # into how many shares the sets are cut, each read by itself; 0 for one a process, at the start
+    shuffle_buffer: int = 10_000  # encoded records that each reader holds in memory: 1 GB of photographs of 100 kB
     augment: Augment = dataclasses.field(default_factory=Augment)
     workers: int = 4  # threads that decode
     prefetch: int = 4  # batches held ready
 
     def __post_init__(self) -> None:
         positive("data", self, ("batch_size", "shuffle_buffer", "workers", "prefetch"))
+        if self.readers < 0:
+            raise ValueError(f"data.readers is {self.readers}, expected at least 0. Set it.")
 
     def of_group(self, index: int) -> "DataConfig":
         """The settings of one batch of a step: 0 is the first, index k the k-th of `further`."""
@@ -92,10 +98,25 @@ def positive(part: str, settings: Any, names: Sequence[str]) -> None:
             raise ValueError(f"{part}.{name} is {getattr(settings, name)}, expected at least 1. Set it.")
 
 
+def check_readers(config: DataConfig) -> None:
+    """Raises ValueError for a batch that the readers cannot share."""
+    if config.batch_size % max(1, config.readers):
+        raise ValueError(
+            f"data.batch_size of {config.mixture} is {config.batch_size}, expected a multiple of the {config.readers} "
+            "readers. Change it or data.readers."
+        )
+
+
 class Stream:
     """Batches of a mixture for ever, from a position on. Iterate it; close it (or use it as a context) when done.
 
     Every item is (batch, position): the position to save with the step that consumes this batch.
+
+    A batch is made by `config.readers` readers. Each has a share of every set, the same one always, an order of its
+    own, and fills the same rows of every batch: what a batch holds is a function of seed and readers, whoever asks. A
+    process runs the readers that fill its rows, and only decodes those. Where processes are as many as readers each
+    reads a share of the files and no other; any other number of processes gets the same batches, and reads more or
+    fewer shares.
     """
 
     def __init__(
@@ -103,33 +124,28 @@ class Stream:
         config: DataConfig,
         converter: Converter,
         position: Position | None = None,
-        process: tuple[int, int] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
-        """process: (index, count) of this process, the real ones by default.
+        """rows: those of the batch that this process makes, by number; None for all.
 
         Raises:
-          ValueError: unknown mixture, split or module; a batch size that the processes do not divide.
+          ValueError: unknown mixture, split or module; a batch size that the readers do not divide.
         """
-        self._index, self._count = process or _this_process()
-        if config.batch_size % self._count:
-            raise ValueError(
-                f"data.batch_size of {config.mixture} is {config.batch_size}, expected a multiple of the {self._count} "
-                "processes. Change it."
-            )
+        check_readers(config)
+        readers = max(1, config.readers)
         self._config, self._converter = config, converter
+        self._filled = config.batch_size // readers  # rows that each reader fills
+        self._rows = frozenset(range(config.batch_size) if rows is None else rows)
+        self._readers = sorted({row // self._filled for row in self._rows})
         tasks = rates(config)
         self._names = list(tasks)
         self._probabilities = np.asarray(list(tasks.values()), np.float64) / sum(tasks.values())
         self._sources = {
-            name: dataset(config, name, config.split, (self._index, self._count), converter.regions)
+            (reader, name): dataset(config, name, config.split, (reader, readers), converter.regions)
+            for reader in self._readers
             for name in self._names
         }
-        self._position: Position = position or {"drawn": 0, "tasks": {name: [0, 0] for name in self._names}}
-        if set(self._position["tasks"]) != set(self._names):
-            raise ValueError(
-                f"the saved position is of tasks {sorted(self._position['tasks'])}, expected {sorted(self._names)}. "
-                "Resume with the mixture that the run began with, or start a new run with init.checkpoint."
-            )
+        self._position = self._begin(position, readers)
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, config.prefetch))
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
@@ -169,17 +185,35 @@ class Stream:
                 self._queue.get(timeout=0.05)
         self._thread.join()
 
-    def _examples(self, name: str) -> Iterator[tuple[Example, int, int]]:
-        """Examples of one task for ever, each with its epoch and its place in the epoch."""
+    def _begin(self, position: Position | None, readers: int) -> Position:
+        """Where each reader begins. Raises ValueError for a position of other tasks or another number of readers."""
+        if position is None:
+            nothing = {str(reader): {name: [0, 0] for name in self._names} for reader in range(readers)}
+            return {"drawn": 0, "readers": nothing}
+        position = with_readers(position)
+        if len(position["readers"]) != readers:
+            raise ValueError(
+                f"data.readers is {readers}, expected {len(position['readers'])}, with which the run began. Set it."
+            )
+        for tasks in position["readers"].values():
+            if set(tasks) != set(self._names):
+                raise ValueError(
+                    f"the saved position is of tasks {sorted(tasks)}, expected {sorted(self._names)}. "
+                    "Resume with the mixture that the run began with, or start a new run with init.checkpoint."
+                )
+        return position
+
+    def _examples(self, reader: int, name: str) -> Iterator[tuple[Example, int, int]]:
+        """Examples of one task for ever, of one reader's share, each with its epoch and its place in the epoch."""
         import tensorflow as tf
 
-        source = self._sources[name]
+        source = self._sources[reader, name]
         if not any(True for _ in source.take(1)):
             raise ValueError(
-                f"task {name!r} has no example in split {self._config.split!r} for process {self._index}, "
-                "expected at least one. Check data.dir and data.split."
+                f"task {name!r} has no example in split {self._config.split!r} for reader {reader}, expected at least "
+                "one. Check data.dir and data.split, or lower data.readers."
             )
-        first, skip = self._position["tasks"][name]
+        first, skip = self._position["readers"][str(reader)][name]
         seed = int(np.random.SeedSequence([self._config.seed]).generate_state(1)[0])
 
         def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -195,24 +229,25 @@ class Stream:
 
     def _fill(self) -> None:
         try:
-            streams = {name: self._examples(name) for name in self._names}
-            tasks = {name: tuple(at) for name, at in self._position["tasks"].items()}
-            drawn = self._position["drawn"]
-            per_process = self._config.batch_size // self._count
+            streams = {(r, name): self._examples(r, name) for r in self._readers for name in self._names}
+            reached = {str(r): dict(self._position["readers"][str(r)]) for r in self._readers}
+            every = max(1, self._config.readers)
+            drawn = self._position["drawn"] // every  # by each reader: they keep step
             with concurrent.futures.ThreadPoolExecutor(max(1, self._config.workers)) as pool:
                 ready: collections.deque[Any] = collections.deque()
                 while not self._stopped.is_set():
                     rows = []
-                    for _ in range(per_process):
-                        seed = [self._config.seed, self._index, drawn]
+                    for reader, place in itertools.product(self._readers, range(self._filled)):
+                        seed = [self._config.seed, reader, drawn + place]
                         name = self._names[0]
                         if len(self._names) > 1:
                             name = np.random.default_rng([*seed, 1]).choice(self._names, p=self._probabilities)
-                        example, epoch, index = next(streams[name])
-                        tasks[name] = (epoch, index + 1)
-                        drawn += 1
-                        rows.append(pool.submit(self._converter, example, np.random.default_rng([*seed, 2])))
-                    position = {"drawn": drawn, "tasks": {k: list(v) for k, v in tasks.items()}}
+                        example, epoch, index = next(streams[reader, name])
+                        reached[str(reader)][name] = [epoch, index + 1]
+                        if reader * self._filled + place in self._rows:
+                            rows.append(pool.submit(self._converter, example, np.random.default_rng([*seed, 2])))
+                    drawn += self._filled
+                    position = {"drawn": drawn * every, "readers": {r: dict(tasks) for r, tasks in reached.items()}}
                     ready.append((rows, position))
                     # A second batch is decoded while the first is put together.
                     while len(ready) > 1 or (ready and self._stopped.is_set()):
@@ -235,9 +270,13 @@ class Steps:
     """
 
     def __init__(
-        self, streams: Sequence[tuple[DataConfig, Converter]], positions: Sequence[Position | None] | None
+        self,
+        streams: Sequence[tuple[DataConfig, Converter]],
+        positions: Sequence[Position | None] | None,
+        sharding: NamedSharding | None = None,
     ) -> None:
-        """streams: of each group; positions: of each, None to begin.
+        """streams: of each group; positions: of each, None to begin; sharding: of all batches, which says which rows
+        this process makes, None for all.
 
         Raises:
           ValueError: what `Stream` raises; positions of another number of groups.
@@ -250,7 +289,7 @@ class Steps:
         begun = positions or [None] * len(streams)
         with contextlib.ExitStack() as opened:
             self._streams = [
-                opened.enter_context(Stream(config, converter, position))
+                opened.enter_context(Stream(config, converter, position, own_rows(sharding, config.batch_size)))
                 for (config, converter), position in zip(streams, begun, strict=True)
             ]
             self._opened = opened.pop_all()
@@ -281,22 +320,63 @@ def evaluation_batches(
     converter: Converter,
     batch_size: int,
     limit: int = 0,
-    process: tuple[int, int] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[Any, list[tuple[Example, geometry.Placement]]]]:
     """Every example of a task once, in order, never augmented: (batch, its examples and how each lies on the canvas).
 
-    The last batch is padded with copies of its first row: the list says how many rows are examples.
+    The last batch is padded with copies of an example of it: the list says how many rows are examples.
 
     Args:
-      batch_size: per process. limit: at most so many examples per process; 0 for all.
+      limit: at most so many examples; 0 for all.
+      rows: those of each batch that this process makes, ascending, from `batch_size` on for padding; None for all.
+        Every process reads all records and decodes its own.
     """
-    source = dataset(config, task, split, process or _this_process(), converter.regions)
+    source = dataset(config, task, split, (0, 1), converter.regions)
     examples = itertools.islice(source.as_numpy_iterator(), limit or None)
+    rows = range(batch_size) if rows is None else rows
     with concurrent.futures.ThreadPoolExecutor(max(1, config.workers)) as pool:
-        while group := list(itertools.islice(examples, batch_size)):
-            converted = list(pool.map(converter, group))
-            rows, placements = [row for row, _ in converted], [placement for _, placement in converted]
-            yield stack(rows + rows[:1] * (batch_size - len(rows))), list(zip(group, placements, strict=True))
+        while read := list(itertools.islice(examples, batch_size)):
+            group = [read[row] for row in rows if row < len(read)]
+            converted = list(pool.map(converter, group or read[:1]))
+            made, placements = [row for row, _ in converted], [placement for _, placement in converted]
+            yield (
+                stack(made + made[:1] * (len(rows) - len(made))),
+                list(zip(group, placements[: len(group)], strict=True)),
+            )
+
+
+def with_readers(position: Position) -> Position:
+    """A position as it is written now: it was written without its readers when there was one."""
+    return {"drawn": position["drawn"], "readers": {"0": position["tasks"]}} if "tasks" in position else position
+
+
+def joined(parts: Sequence[Sequence[Position]]) -> list[Position]:
+    """The positions of all streams as each process knows them -> those of all readers."""
+    return [
+        {"drawn": same[0]["drawn"], "readers": {r: at for part in same for r, at in part["readers"].items()}}
+        for same in zip(*parts, strict=True)
+    ]
+
+
+def own_rows(sharding: NamedSharding | None, batch_size: int) -> list[int] | None:
+    """The rows of a batch laid out by `sharding` that this process holds, ascending; None without one: all."""
+    if sharding is None:
+        return None
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for index in held if index for row in range(*index[0].indices(batch_size))})
+
+
+def listing(config: DataConfig, name: str, split: str) -> str:
+    """A digest of what a task reads: names and sizes of the files of its set that are of its split; "" for tasks that
+    read something else.
+    """
+    folder = set_folder(config, name)
+    if folder is None:
+        return ""
+    splits = [f"-{part.partition('[')[0].strip()}." for part in split.split("+")]
+    records = (path for path in folder.iterdir() if any(part in path.name for part in splits))
+    found = sorted((path.name, path.stat().st_size) for path in records if path.suffix != ".json")
+    return f"{len(found)} files, {hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]}"
 
 
 def rates(config: DataConfig) -> dict[str, float]:
@@ -451,5 +531,10 @@ def to_device(batches: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batches)
 
 
-def _this_process() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
+def to_host(array: jax.Array, sharding: NamedSharding) -> np.ndarray:
+    """The rows of a global array that this process makes: the inverse of `to_device`, wherever the array lies."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = jax.device_put(array, sharding).addressable_shards
+    parts = {shard.index[0].start or 0: shard.data for shard in shards}
+    return np.concatenate([np.asarray(parts[begin]) for begin in sorted(parts)])

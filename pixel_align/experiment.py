@@ -22,6 +22,8 @@ class Train:
     log_every: int = 50  # steps between lines of metrics.jsonl
     checkpoint_every: int = 1_000  # steps; the last step is always saved
     keep: int = 3  # newest checkpoints that stay
+    # "trainable": only what is trained, with digests of the rest, which comes from init.checkpoint or the seed again.
+    save: Literal["all", "trainable"] = "all"
     profile_steps: tuple[int, ...] = ()  # (first, last) step to trace into WORKDIR/profile, () for none
 
     def __post_init__(self) -> None:

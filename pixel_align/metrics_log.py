@@ -3,18 +3,25 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard. Lines behind the step that a run resumes at are dropped: they happen again."""
+    """metrics.jsonl and TensorBoard. Lines behind the step that a run resumes at are dropped: they happen again.
 
-    def __init__(self, workdir: Path, first: int) -> None:
+    writes: False for one that does nothing, in processes that do not write.
+    """
+
+    def __init__(self, workdir: Path, first: int, writes: bool = True) -> None:
+        self._evaluated: set[tuple[int, str]] = set()
+        self._file: TextIO | None = None
+        self._writer: Any = None
+        if not writes:
+            return
         self._path = workdir / "metrics.jsonl"
         workdir.mkdir(parents=True, exist_ok=True)
-        self._evaluated: set[tuple[int, str]] = set()
         if self._path.is_file():
             lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first]
             partial = self._path.with_suffix(".partial")
@@ -28,7 +35,8 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -38,6 +46,8 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line, on disk when this returns; what is undefined is null there."""
+        if self._file is None:
+            return
         finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixel_align import geometry, image, models, text
+from pixel_align import geometry, image, models, state, text
 from pixel_align.checkpoints import store
 from pixel_align.experiment import Experiment
 from pixel_align.prediction import Prediction
@@ -121,9 +121,15 @@ def load(path: str | os.PathLike[str]) -> Predictor:
 
 
 def load_params(config: Experiment, folder: Any, step: int) -> Any:
-    """The parameters of a checkpoint (averaged where it has an average) on the first device."""
+    """The parameters of a checkpoint (averaged where it has an average) on the first device.
+
+    Raises:
+      ValueError: they do not fit the config; one of the trained parameters only, without what it was trained on.
+    """
     abstract = jax.eval_shape(lambda: models.family_of(config.model).init(config.model))
-    return store.read_params(folder, step, abstract)
+    if not (base := store.base_of(folder, step)):
+        return store.read_params(folder, step, abstract)
+    return state.on_base(config, base, folder / str(step), functools.partial(store.read_params, folder, step))
 
 
 @functools.lru_cache(maxsize=8)

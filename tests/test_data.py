@@ -307,17 +307,43 @@ def test_a_resumed_stream_is_the_uninterrupted_one_and_converts_nothing_that_it_
 def test_a_resume_at_the_end_of_an_epoch_begins_the_next(config: DataConfig) -> None:
     whole = dataclasses.replace(config, batch_size=8)
     drawn, positions = _take(Stream(whole, Recorder()), 6)
-    assert positions[2] == {"drawn": 24, "tasks": {tiny.TASK: [0, 24]}}
+    assert positions[2] == {"drawn": 24, "readers": {"0": {tiny.TASK: [0, 24]}}}
     assert _take(Stream(whole, Recorder(), positions[2]), 3) == (drawn[24:], positions[3:])
+    # As positions were written when there was one reader always.
+    earlier = {"drawn": 24, "tasks": {tiny.TASK: [0, 24]}}
+    assert _take(Stream(whole, Recorder(), earlier), 3) == (drawn[24:], positions[3:])
 
 
-def test_processes_share_an_epoch(config: DataConfig) -> None:
-    """24 examples in one file: each of two processes sees 12 of them, every epoch the same ones."""
-    two = dataclasses.replace(config, batch_size=8)
-    parts = [_ids(_take(Stream(two, Recorder(), process=(i, 2)), 6)[0]) for i in range(2)]
+def test_readers_share_an_epoch(config: DataConfig) -> None:
+    """24 examples in one file: each of two processes reads 12 of them, every epoch the same ones, and no other."""
+    two = dataclasses.replace(config, batch_size=8, readers=2)
+    parts = [_ids(_take(Stream(two, Recorder(), rows=range(4 * i, 4 * i + 4)), 6)[0]) for i in range(2)]
     assert all(len(part) == 6 * 4 for part in parts)
     assert all(sorted(part[:12]) == sorted(part[12:]) and len(set(part)) == 12 for part in parts)
     assert len({*parts[0], *parts[1]}) == 24
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_a_batch_is_the_same_however_many_processes_make_it_and_go_on_with_it(
+    config: DataConfig, readers: int, processes: int
+) -> None:
+    """Batches of 8 by 4 processes for a while, then by others: no example is repeated or lost, nor any draw."""
+    several = dataclasses.replace(config, batch_size=8, readers=readers)
+    expected, reached = _take(Stream(several, Recorder()), 6)
+    before = [_take(Stream(several, Recorder(), rows=range(2 * i, 2 * i + 2)), 2) for i in range(4)]
+    (position,) = data.joined([[positions[-1]] for _, positions in before])
+    assert position == reached[1]
+    size = 8 // processes
+    rows = [range(size * i, size * (i + 1)) for i in range(processes)]
+    recorders = [Recorder() for _ in rows]
+    after = [_take(Stream(several, r, position, own), 4)[0] for r, own in zip(recorders, rows, strict=True)]
+    made = [one for k in range(2) for drawn, _ in before for one in drawn[2 * k : 2 * k + 2]]
+    made += [one for k in range(4) for drawn in after for one in drawn[size * k : size * (k + 1)]]
+    assert made == expected
+    # What another process makes is read where shares are split, and never converted.
+    for recorder, drawn in zip(recorders, after, strict=True):
+        assert len(recorder.calls) <= 9 * size and recorder.calls[:1] == _ids(drawn)[:1]
 
 
 @pytest.fixture
@@ -333,7 +359,7 @@ def mixture() -> Iterator[str]:
 def test_mixtures_follow_their_rates_and_resume(config: DataConfig, mixture: str) -> None:
     mixed = dataclasses.replace(config, mixture=mixture, batch_size=40)
     drawn, positions = _take(Stream(mixed, Recorder()), 3)
-    counts = {name: 24 * epoch + index for name, (epoch, index) in positions[-1]["tasks"].items()}
+    counts = {name: 24 * epoch + index for name, (epoch, index) in positions[-1]["readers"]["0"].items()}
     assert sum(counts.values()) == 120 == positions[-1]["drawn"]
     # Within four standard deviations of 90.
     assert abs(counts[tiny.TASK] - 90) < 4 * np.sqrt(120 * 0.75 * 0.25), counts
@@ -401,7 +427,7 @@ def _evaluated(config: DataConfig, converter: PixelFeatureConverter, size: int, 
     for found, group in evaluation_batches(config, tiny.TASK, "validation", converter, size, **options):
         assert found.images.shape[0] == size and 0 < len(group) <= size
         np.testing.assert_array_equal(found.images[len(group) :], found.images[[0] * (size - len(group))])
-        ids += [example["example_id"].decode() for example, _ in group]
+        ids += _names(group)
         rows += list(found.images[: len(group)])
     return ids, rows
 
@@ -419,10 +445,26 @@ def test_evaluation_takes_every_example_once_whatever_the_size_of_batches(
         np.testing.assert_array_equal(one, other)
 
 
+def _names(group: list[tuple[Any, Any]]) -> list[str]:
+    return [example["example_id"].decode() for example, _ in group]
+
+
 def test_evaluation_is_shared_between_processes(config: DataConfig, converter: PixelFeatureConverter) -> None:
-    parts = [_evaluated(config, converter, 4, process=(i, 3))[0] for i in range(3)]
-    assert sorted(itertools.chain(*parts)) == sorted(_evaluated(config, converter, 4)[0])
-    assert all(parts)
+    """Batches of 5, padded to 6, over three processes: 16 examples, of which the last batch has one."""
+    expected, pictures = _evaluated(config, converter, 5)
+    parts = []
+    for own in ([0, 1], [2, 3], [4, 5]):
+        batches = list(evaluation_batches(config, tiny.TASK, "validation", converter, 5, rows=own))
+        assert [len(group) for _, group in batches] == [
+            len([row for row in own if row < size]) for size in (5, 5, 5, 1)
+        ]
+        assert all(made.images.shape[0] == 2 for made, _ in batches)
+        parts.append([(made.images[i], name) for made, group in batches for i, name in enumerate(_names(group))])
+    assert sorted(name for part in parts for _, name in part) == sorted(expected)
+    by_name = dict(zip(expected, pictures, strict=True))
+    for made, name in itertools.chain(*parts):
+        np.testing.assert_array_equal(made, by_name[name])
+    assert [name for _, name in parts[1]] == [expected[i] for i in (2, 3, 7, 8, 12, 13)]
 
 
 def test_evaluation_may_be_limited(config: DataConfig, converter: PixelFeatureConverter) -> None:
@@ -474,19 +516,22 @@ def test_a_step_takes_a_batch_of_each_group_and_says_where_each_stands(
             {"mixture": "localized_narratives_coco"},
             "holds no set 'localized_narratives_coco', expected one that is built",
         ),
-        ({"batch_size": 3}, "data.batch_size of synthetic_narratives is 3, expected a multiple of the 2 processes"),
+        ({"batch_size": 3, "readers": 2}, "synthetic_narratives is 3, expected a multiple of the 2 readers"),
     ],
 )
 def test_wrong_settings_are_one_line(config: DataConfig, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        Stream(dataclasses.replace(config, **changes), Recorder(), process=(0, 2 if "batch_size" in changes else 1))
+        Stream(dataclasses.replace(config, **changes), Recorder())
     assert "\n" not in str(error.value)
 
 
 def test_a_position_of_other_tasks_is_refused(config: DataConfig) -> None:
     with pytest.raises(ValueError, match=r"the saved position is of tasks \['other'\], expected \['synthetic") as error:
-        Stream(config, Recorder(), {"drawn": 5, "tasks": {"other": [0, 5]}})
+        Stream(config, Recorder(), {"drawn": 5, "readers": {"0": {"other": [0, 5]}}})
     assert "\n" not in str(error.value)
+    four = {"drawn": 8, "readers": {str(reader): {tiny.TASK: [0, 2]} for reader in range(4)}}
+    with pytest.raises(ValueError, match="data.readers is 1, expected 4, with which the run began. Set it."):
+        Stream(dataclasses.replace(config, readers=1), Recorder(), four)
 
 
 def test_a_module_that_is_there_but_lacks_something_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,11 +549,11 @@ def test_tasks_are_checked_before_a_run(config: DataConfig) -> None:
         data.check_task(config, tiny.TASK, "test")
 
 
-def test_a_process_without_examples_is_told(config: DataConfig) -> None:
-    """24 examples for 30 processes: the last has none, and says so instead of waiting."""
-    many = dataclasses.replace(config, batch_size=30)
+def test_a_reader_without_examples_is_told(config: DataConfig) -> None:
+    """24 examples for 30 readers: the last has none, and says so instead of waiting."""
+    many = dataclasses.replace(config, batch_size=30, readers=30)
     with (
-        Stream(many, Recorder(), process=(29, 30)) as stream,
-        pytest.raises(ValueError, match="has no example in split 'train' for process 29"),
+        Stream(many, Recorder(), rows=[29]) as stream,
+        pytest.raises(ValueError, match="has no example in split 'train' for reader 29"),
     ):
         next(stream)

@@ -2,26 +2,55 @@
 
     FOLDER/config.json          the experiment, resolved
     FOLDER/vocabulary.model     the vocabulary that the tokens are of (.model SentencePiece, .txt WordPiece)
-    FOLDER/<step>/params        all parameters
+    FOLDER/<step>/params        all parameters, or the trained ones only
     FOLDER/<step>/average       their moving average, if the run keeps one (prediction prefers it)
     FOLDER/<step>/optimizer     optimizer state
     FOLDER/<step>/position      where the data stood, JSON
+    FOLDER/<step>/digests       item/path of an array -> its digest, JSON; base/path for parameters that are left out
+    FOLDER/<step>.broken        a step that could not be read
 
 orbax writes a step into a temporary folder and renames it: a step is whole or absent. Saving runs in the background.
+What a disk or a copy spoils afterwards is found when it is read, by the digests.
 """
 
+import dataclasses
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from pixel_align import param_rules
+from pixel_align.checkpoints import digests
 from pixel_align.text import Vocabulary, load_vocabulary, vocabulary_files
 
 CONFIG = "config.json"
+BASE = "base"  # the item under which digests of parameters stand that a step leaves out
+
+
+class Broken(ValueError):
+    """A step that cannot be read as it was written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a step holds.
+
+    Attributes:
+      arrays: as `Store.save` took them. positions: of the data streams.
+      base: path -> digest of the parameters that it leaves out; empty where it holds all.
+    """
+
+    step: int
+    arrays: dict[str, Any]
+    positions: list[dict[str, Any]]
+    base: dict[str, str]
 
 
 class Store:
@@ -29,12 +58,14 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # What a copy that broke off left would stand in the way of the steps that are saved next.
-        whole = self.steps()
-        for path in self.folder.iterdir():
-            if path.name.isdigit() and int(path.name) not in whole:
-                shutil.rmtree(path)
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # What a copy that broke off left would stand in the way of the steps that are saved next.
+            whole = self.steps()
+            for path in self.folder.iterdir():
+                if path.name.isdigit() and int(path.name) not in whole:
+                    shutil.rmtree(path)
+        _everyone("the checkpoints are in order")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -46,23 +77,71 @@ class Store:
         """The newest whole step, None before the first."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, arrays: dict[str, Any], positions: list[dict[str, Any]]) -> None:
+    def save(self, step: int, arrays: dict[str, Any], positions: list[dict[str, Any]], base: Any = None) -> None:
         """Starts saving; returns when the arrays have been copied and may be donated.
 
         Args:
           arrays: "params", "optimizer" and perhaps "average", each a tree of global arrays.
           positions: of the data streams, JSON.
+          base: the parameters that are left out of `arrays`, None for none: their digests are kept.
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        self._manager.save(step, args=ocp.args.Composite(**items, position=ocp.args.JsonSave(positions)))
+        items |= {
+            "position": ocp.args.JsonSave(positions),
+            "digests": ocp.args.JsonSave(digests.of(arrays | ({} if base is None else {BASE: base}))),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """(arrays, positions) of a step, laid out by the shardings of `abstract`, which has the form of `save`'s
-        arrays.
+    def restore_newest(
+        self, abstract: Callable[[bool], dict[str, Any]], tell: Callable[[str], None]
+    ) -> Restored | None:
+        """The newest step that can be read, None where there is none.
+
+        A newer one that cannot be read is named to `tell` and set aside as STEP.broken. All processes agree on it.
+
+        Args:
+          abstract: whether a step holds the trained parameters only -> what `restore` takes.
+
+        Raises:
+          ValueError: the newest step is of another model or optimizer; there are steps, and none can be read.
         """
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items, position=ocp.args.JsonRestore()))
-        return {name: restored[name] for name in abstract}, restored["position"]
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.restore(step, abstract(bool(base_of(self.folder, step))))
+            except Broken as error:
+                tell(f"{error}; the step before it is used")
+            if jax.process_index() == 0:
+                _set_aside(self.folder / str(step))
+            _everyone(f"step {step} is set aside")
+            self._manager.reload()
+        if steps:
+            raise ValueError(
+                f"checkpoint folder {str(self.folder)!r} has {len(steps)} steps and none can be read, expected one. "
+                "Restore it from a copy, or choose another --workdir."
+            )
+        return None
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> Restored:
+        """A step, laid out by the shardings of `abstract`, which has the form of `save`'s arrays.
+
+        Raises:
+          Broken: what is there is not what was written.
+          ValueError: what was written has another form than `abstract`.
+        """
+        folder = self.folder / str(step)
+        fault: Broken | None = None
+        try:
+            known = _digests(folder)
+            found = {name: _read(folder / name, tree) for name, tree in abstract.items()}
+            positions = _read_json(folder / "position")
+        except Broken as error:
+            fault = error
+        # What follows all processes do, or none.
+        if _anyone(fault is not None):
+            raise fault or Broken(f"step {step} of {self.folder} is broken: another process cannot read it")
+        arrays = {name: _checked(folder / name, found[name], tree, known) for name, tree in abstract.items()}
+        return Restored(step, arrays, positions, base_of(self.folder, step))
 
     def wait(self) -> None:
         """Until what was started is on disk."""
@@ -135,28 +214,14 @@ def read_params(folder: Path, step: int, abstract: Any, sharding: jax.sharding.S
       sharding: where every parameter goes; the first device by default.
 
     Raises:
-      ValueError: paths, shapes or dtypes differ from `abstract`; all differences are named.
+      Broken: what is there is not what was written.
+      ValueError: paths or shapes differ from `abstract`; all differences are named.
     """
     item = "average" if (folder / str(step) / "average").is_dir() else "params"
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = folder / str(step) / item
-        saved = param_rules.paths(_metadata(path))
-        wanted = param_rules.paths(abstract)
-        faults = [f"{p} is missing" for p in wanted.keys() - saved.keys()]
-        faults += [f"{p} is not expected" for p in saved.keys() - wanted.keys()]
-        faults += [
-            f"{p} is {tuple(saved[p].shape)}, expected {tuple(wanted[p].shape)}"
-            for p in wanted.keys() & saved.keys()
-            if tuple(saved[p].shape) != tuple(wanted[p].shape)
-        ]
-        if faults:
-            raise ValueError(
-                f"the parameters of {path} do not fit the model: {'; '.join(sorted(faults))}. "
-                "Use the config that lies beside the checkpoint, or name new and unused parameters in init."
-            )
-        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
-        return checkpointer.restore(path, placed)
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+    path = folder / str(step) / item
+    return _checked(path, _read(path, placed), placed, _digests(folder / str(step)))
 
 
 def saved_shapes(folder: Path, step: int) -> dict[str, tuple[int, ...]]:
@@ -172,18 +237,121 @@ def _metadata(item: Path) -> Any:
 
 
 def read_some(folder: Path, step: int, wanted: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The parameters at the paths of `wanted`, with its dtypes, laid out as its arrays are."""
-    item = "average" if (folder / str(step) / "average").is_dir() else "params"
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = folder / str(step) / item
-        metadata = _metadata(path)
-        anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        placed = {name: wanted[name].sharding if name in wanted else anywhere for name in param_rules.paths(metadata)}
-        leaves = [
-            jax.ShapeDtypeStruct(
-                leaf.shape, wanted[name].dtype if name in wanted else leaf.dtype, sharding=placed[name]
-            )
-            for name, leaf in param_rules.paths(metadata).items()
-        ]
-        restored = checkpointer.restore(path, jax.tree.unflatten(jax.tree.structure(metadata), leaves))
+    """The parameters at the paths of `wanted`, with its dtypes, laid out as its arrays are.
+
+    Raises:
+      Broken: what is there is not what was written.
+    """
+    path = folder / str(step) / ("average" if (folder / str(step) / "average").is_dir() else "params")
+    metadata = _metadata(path)
+    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    leaves = []
+    for name, leaf in param_rules.paths(metadata).items():
+        like = wanted.get(name)
+        dtype, place = (leaf.dtype, anywhere) if like is None else (like.dtype, like.sharding)
+        leaves.append(jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place))
+    abstract = jax.tree.unflatten(jax.tree.structure(metadata), leaves)
+    restored = _checked(path, _read(path, abstract), abstract, _digests(path.parent))
     return {name: leaf for name, leaf in param_rules.paths(restored).items() if name in wanted}
+
+
+def base_of(folder: Path, step: int) -> dict[str, str]:
+    """Path -> digest of the parameters that a step leaves out; empty where it holds all.
+
+    Raises:
+      Broken: its digests cannot be read.
+    """
+    known = _digests(folder / str(step))
+    return {path.removeprefix(f"{BASE}/"): digest for path, digest in known.items() if path.startswith(f"{BASE}/")}
+
+
+def _digests(step: Path) -> dict[str, str]:
+    """The digests of a step; none where it was written without."""
+    return _read_json(step / "digests") if (step / "digests").exists() else {}
+
+
+def _read_json(item: Path) -> Any:
+    try:
+        return json.loads((item / "metadata").read_text(encoding="utf-8"))
+    except (ValueError, FileNotFoundError) as error:
+        raise Broken(_broken(item, error)) from error
+
+
+def _read(item: Path, abstract: Any) -> Any:
+    """One item of a step, laid out as `abstract`, with the dtypes that were written.
+
+    Each process reads by itself: one that cannot does not leave the others waiting for it.
+
+    Raises:
+      Broken: unreadable.
+      ValueError: paths or shapes differ from `abstract`; all differences are named.
+    """
+    try:
+        saved = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(_metadata(item))}
+    except Exception as error:
+        raise Broken(_broken(item, error)) from error
+    wanted = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    faults = [f"{p} is missing" for p in wanted.keys() - saved.keys()]
+    faults += [f"{p} is not expected" for p in saved.keys() - wanted.keys()]
+    faults += [
+        f"{p} is {tuple(saved[p].shape)}, expected {tuple(wanted[p].shape)}"
+        for p in wanted.keys() & saved.keys()
+        if tuple(saved[p].shape) != tuple(wanted[p].shape)
+    ]
+    if faults:
+        raise ValueError(
+            f"the {item.name} of {item.parent} do not fit the model: {'; '.join(sorted(faults))}. "
+            "Use the config that lies beside the checkpoint, or name new and unused parameters in init."
+        )
+    written = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(x.shape, saved[_name(path)].dtype, sharding=x.sharding), abstract
+    )
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+    try:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            return checkpointer.restore(item, args=ocp.args.StandardRestore(written))
+    except (PermissionError, TimeoutError):
+        raise  # it may be whole
+    except Exception as error:
+        raise Broken(_broken(item, error)) from error
+
+
+def _checked(item: Path, found: Any, abstract: Any, known: dict[str, str]) -> Any:
+    """What was read of an item, with the dtypes of `abstract`. Raises Broken where a digest is of something else."""
+    spoilt = [path for path, digest in digests.of(found).items() if known.get(f"{item.name}/{path}", digest) != digest]
+    if spoilt:
+        more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
+        raise Broken(_broken(item, f"{spoilt[0]}{more} is not what its digest is of"))
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, abstract)
+
+
+def _name(path: Any) -> str:
+    return str(jax.tree_util.keystr(path, simple=True, separator="/"))
+
+
+def _broken(item: Path, why: object) -> str:
+    said = str(why).strip().partition("\n")[0][:200] or type(why).__name__
+    return f"step {item.parent.name} of {item.parent.parent} is broken: {item.name}: {said}"
+
+
+def _set_aside(step: Path) -> None:
+    target, count = step.with_name(f"{step.name}.broken"), 1
+    while target.exists():
+        count += 1
+        target = step.with_name(f"{step.name}.broken{count}")
+    step.rename(target)
+
+
+def _everyone(reached: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"pixel_align: {reached}")
+
+
+def _anyone(fault: bool) -> bool:
+    """Whether any process has a fault."""
+    return bool(np.any(multihost_utils.process_allgather(np.uint8(fault)))) if jax.process_count() > 1 else fault

@@ -3,6 +3,7 @@ predicted.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import PIL.Image
 import rich.console
 import rich.progress
 
-from pixel_align import data, draw, geometry, image, models, predict, text
+from pixel_align import data, distributed, draw, geometry, image, models, predict, sharding, text
 from pixel_align.converter import string
 from pixel_align.evaluation import seen, traces
 from pixel_align.evaluation.seen import Seen
@@ -55,8 +56,9 @@ def evaluate(
     controls: bool = False,
     history: Seen | None = None,
     wrap: Wrap = lambda batches: batches,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Result:
-    """Scores a task, each example exactly once.
+    """Scores a task, each example exactly once. Several processes share every batch; all of them get the result.
 
     Args:
       params: of the model.
@@ -65,11 +67,17 @@ def evaluate(
         without eyes (`center`, `mean`).
       history: what the model was trained on: metrics then say how it does on pictures that it has not seen.
       wrap: put around the iterator of batches, for a progress bar.
+      mesh: where the parameters lie, over which batches are then spread; needed in several processes.
 
     Raises:
-      ValueError: unknown task, split or mode, or no example.
+      ValueError: unknown task, split or mode, or no example; controls in several processes.
     """
     check(config, evaluation)
+    if controls and jax.process_count() > 1:
+        raise ValueError(
+            f"number of processes is {jax.process_count()}, expected 1 for controls: they ask about pictures that came "
+            "before, which other processes hold. Evaluate the checkpoint in one process."
+        )
     if evaluation.shape is not None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, shape=evaluation.shape))
     family = models.family_of(config.model)
@@ -79,10 +87,19 @@ def evaluate(
     seen_as = dataclasses.replace(config.data.augment, evaluation=evaluation.transform)
     converter = family.converter(config.model, vocabulary, seen_as)
 
+    rows = list(range(evaluation.batch_size))
+    place: Callable[[Any], Any] = lambda arrays: arrays  # noqa: E731
+    fetch: Callable[[Any], Any] = np.asarray
+    if mesh is not None and mesh.size > 1:
+        lies = sharding.over_batch(mesh)
+        groups = mesh.shape["data"] * mesh.shape["fsdp"]
+        rows = data.own_rows(lies, -(-evaluation.batch_size // groups) * groups) or []
+        place, fetch = functools.partial(data.to_device, sharding=lies), functools.partial(data.to_host, sharding=lies)
+
     def answers(batch: Any, pictures: Any, features: Any) -> Callable[[int], Any]:
         """Row -> the answer to what it says in `batch` about the picture that it is in `pictures`."""
-        whole = run.scored[evaluation.mode](params, features, scoring.request(batch, pictures))
-        whole = jax.tree.map(np.asarray, whole)
+        whole = run.scored[evaluation.mode](params, features, place(scoring.request(batch, pictures)))
+        whole = jax.tree.map(fetch, whole)
         return lambda i: jax.tree.map(lambda x: x[i], whole)
 
     targets: list[Any] = []
@@ -92,13 +109,14 @@ def evaluate(
     others = _Others()
     lines: list[dict[str, Any]] = []
     ids: list[str] = []
-    drawn: list[tuple[np.ndarray, Prediction]] = []
-    drawn_ids: set[str] = set()
+    drawn: dict[str, tuple[Any, Prediction]] = {}  # of each picture the first sentence: (its bytes, what was said)
+    numbers: list[int] = []  # which example of the task each is
     batches = data.evaluation_batches(
-        config.data, evaluation.task, evaluation.split, converter, evaluation.batch_size, evaluation.limit
+        config.data, evaluation.task, evaluation.split, converter, evaluation.batch_size, evaluation.limit, rows
     )
-    for batch, group in wrap(batches):
-        features = run.encode(params, batch.images, batch.valid_size)
+    for index, (batch, group) in enumerate(wrap(batches)):
+        numbers += [index * evaluation.batch_size + row for row in rows[: len(group)]]
+        features = run.encode(params, place(batch.images), place(batch.valid_size))
         answer = answers(batch, batch, features)
         kept = []
         for i, (example, placement) in enumerate(group):
@@ -109,18 +127,18 @@ def evaluate(
             lines.append({"id": string(example["example_id"]), **one.line, **one.prediction.to_json()})
             # One sentence of each picture: neighbours in a set are often of the same one.
             ids.append(string(example["image_id"]))
-            if len(drawn) < evaluation.pictures and ids[-1] not in drawn_ids:
-                drawn_ids.add(ids[-1])
-                drawn.append((image.read_image(example["image"]), one.prediction))
-            row = jax.tree.map(lambda x, i=i: x[i], batch)
-            kept.append(_Seen(ids[-1], jax.tree.map(lambda x, i=i: x[i], features), row, placement))
+            if len(drawn) < evaluation.pictures:
+                drawn.setdefault(ids[-1], (example["image"], one.prediction))
+            if controls:
+                row = jax.tree.map(lambda x, i=i: x[i], batch)
+                kept.append(_Seen(ids[-1], jax.tree.map(lambda x, i=i: x[i], features), row, placement))
         if controls:
             partners = [others.of(one) for one in kept]
             # The first pictures have none before them; rows that pad the batch repeat its first.
-            rows = [partner or own for partner, own in zip(partners, kept, strict=True)]
-            rows += rows[:1] * (evaluation.batch_size - len(rows))
-            pictures = jax.tree.map(lambda *leaves: np.stack(leaves), *(row.batch for row in rows))
-            elsewhere = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row.features for row in rows))
+            others_ = [partner or own for partner, own in zip(partners, kept, strict=True)]
+            others_ += others_[:1] * (len(rows) - len(others_))
+            pictures = jax.tree.map(lambda *leaves: np.stack(leaves), *(other.batch for other in others_))
+            elsewhere = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(other.features for other in others_))
             answer = answers(batch, pictures, elsewhere)
             for i, (partner, own) in enumerate(zip(partners, kept, strict=True)):
                 if partner is not None:
@@ -129,6 +147,10 @@ def evaluate(
                     moved = partner.placement.of_size(own.placement.original_size)
                     shuffled.append(scoring.said(answer(i), target, vocabulary, moved).scored)
                     shuffled_targets.append(target)
+    # Of all processes, in the order of the task.
+    told = [one for part in distributed.gather((numbers, targets, said, lines, ids)) for one in zip(*part, strict=True)]
+    told.sort(key=lambda one: one[0])
+    targets, said, lines, ids = ([one[k] for one in told] for k in range(1, 5))
     if not targets:
         raise ValueError(
             f"task {evaluation.task!r} has no example in split {evaluation.split!r}, expected at least one. "
@@ -143,10 +165,10 @@ def evaluate(
             metrics |= _prefixed(name, {key: value for key, value in failed.items() if not keys or key in keys})
     names = seen.read(data.set_folder(config.data, evaluation.task), evaluation.split)
     metrics |= seen.figures(score, targets, said, ids, names, history)
-    sheet = None
-    if drawn:
-        pictures = [draw.annotate(pixels, *p.marks()) for pixels, p in drawn]
-        sheet = draw.sheet(pictures, columns=min(4, len(pictures)))
+    shown = {name: one for part in reversed(distributed.gather(drawn)) for name, one in part.items()}
+    first = [name for name in dict.fromkeys(ids) if name in shown][: evaluation.pictures]
+    pictures = [draw.annotate(image.read_image(shown[name][0]), *shown[name][1].marks()) for name in first]
+    sheet = draw.sheet(pictures, columns=min(4, len(pictures))) if pictures else None
     kept_targets = [{"id": line["id"], "image_id": name} for line, name in zip(lines, ids, strict=True)]
     kept_targets = [known | _plain(target) for known, target in zip(kept_targets, targets, strict=True)]
     return Result(metrics, lines, kept_targets, sheet, len(targets))
@@ -173,11 +195,6 @@ def progress(config: Experiment, evaluation: Eval, console: rich.console.Console
 
 def check(config: Experiment, evaluation: Eval) -> None:
     """Raises ValueError, before anything is computed, for an evaluation that cannot be done."""
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"number of processes is {jax.process_count()}, expected 1 for evaluations: figures are not gathered yet. "
-            "Set evals=[] in the run and evaluate its checkpoints in one process."
-        )
     modes = models.family_of(config.model).modes
     if evaluation.mode not in modes or modes[evaluation.mode].scoring is None:
         scored = ", ".join(name for name, mode in modes.items() if mode.scoring is not None)
