@@ -96,6 +96,8 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
       distributed.Stopped: it was told to stop, and where it stands is saved.
       distributed.Failure: processes that were started with different settings or data.
     """
+    if "://" in os.fspath(workdir):  # a path would become a folder of that name here
+        raise ValueError(f"workdir is {os.fspath(workdir)!r}, expected a mounted folder. See docs/pods.md on buckets.")
     workdir = Path(workdir)
     family = models.family_of(config.model)
     first_process = jax.process_index() == 0  # which speaks and writes for all
