@@ -86,9 +86,14 @@ def table(documents: Sequence[Mapping[str, Any]]) -> rich.table.Table:
     result = rich.table.Table("row", "cases", "seconds", "rate", "ratio", "peak", caption=note)
     for row in documents:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        amounts = f"{row['cases']:,}", f"{row['seconds']:.2f}", f"{row['rate']:,.0f}/s"
+        amounts = f"{row['cases']:,}", _figure(row["seconds"]), f"{_figure(row['rate'])}/s"
         result.add_row(row["name"], *amounts, ratio, f"{row['peak_bytes'] / 2**20:,.0f} MiB")
     return result
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def write(documents: Sequence[Mapping[str, Any]], path: Path) -> None:
