@@ -394,7 +394,7 @@ def sweep(
     ] = None,
     reported: Annotated[bool, typer.Option("--report", help="Table and plot of what is there; run nothing.")] = False,
 ) -> None:
-    """Run an experiment at many settings, in turn or in parallel, and compare. Exit code 1 where a run failed."""
+    """Run an experiment at many settings, in turn or in parallel, and compare. Exit code 1 where a run is not done."""
     with one_line_errors():
         if listed + bool(printed) + reported > 1:
             raise ValueError("--list, --print and --report are given together, expected one. Choose.")
@@ -443,8 +443,8 @@ def sweep(
             raise ValueError(problem)
         report.plot(rows, metrics, Path(folder) / "sweep.png", points)
         typer.echo(f"{folder}/sweep.png")
-        if failed := report.failures(rows):
-            typer.echo(f"failed: {', '.join(failed)}", err=True)
+        if left := report.unfinished(rows):
+            typer.echo(f"not done: {', '.join(left)}", err=True)
             raise typer.Exit(1)
 
 

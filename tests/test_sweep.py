@@ -146,6 +146,8 @@ if behaviour == "fail":
     sys.exit(3)
 if behaviour == "early":
     sys.exit(0)
+if behaviour == "stopped":
+    sys.exit(75)
 if behaviour == "wait":
     def leave(*_):
         (folder / "saved.txt").write_text("yes")
@@ -214,6 +216,16 @@ def test_a_failure_stops_nobody_is_named_and_is_run_again(chosen: list[Point], t
 def test_a_run_that_ends_before_its_last_step_is_not_done(chosen: list[Point], tmp_path: Path) -> None:
     (ended,) = runs.run(chosen[:1], tmp_path, [stand_in(tmp_path, chosen[0], "early")])
     assert (ended.state, ended.why) == ("failed", "it ended before its last step: it said nothing")
+
+
+def test_a_run_that_somebody_stops_is_no_failure(chosen: list[Point], tmp_path: Path) -> None:
+    (ended,) = runs.run(chosen[:1], tmp_path, [stand_in(tmp_path, chosen[0], "stopped")])
+    assert (ended.state, ended.why) == ("begun", "it was told to stop and can be resumed")
+    assert not (tmp_path / chosen[0].name / runs.FAILURE).exists()
+    assert report.unfinished([row("begun", a=1), row("done", a=2), row("running", a=3), row("not begun", a=4)]) == [
+        "1",
+        "4",
+    ]
 
 
 def test_done_means_saved_and_evaluated(chosen: list[Point], tmp_path: Path) -> None:
@@ -448,7 +460,7 @@ def test_the_command_runs_reports_and_goes_on(
     distance = "synthetic_narratives-validation/point_distance"
     assert call(*words, "--metric", distance, "--metric", "loss") == 1
     out, err = capsys.readouterr()
-    assert "failed: seed=1,b2=0.9-" in err and "it is broken" in out and err.count("begun in slot") == 4
+    assert "not done: seed=1,b2=0.9-" in err and "it is broken" in out and err.count("begun in slot") == 4
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [one["state"] for one in rows] == ["done", "done", "failed", "failed"]
     assert rows[0]["figures"][distance] == 0.5 and rows[0]["axes"] == {"seed": 0, "b2": 0.9}

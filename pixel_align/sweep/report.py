@@ -158,6 +158,6 @@ def _label(value: Any) -> str:
     return text if len(text) <= 24 else text[:23] + "…"
 
 
-def failures(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the points that failed."""
-    return [row["point"] for row in found if row["state"] == "failed"]
+def unfinished(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the points that are not done; those that run elsewhere may still come."""
+    return [row["point"] for row in found if row["state"] not in ("done", "running")]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pixel_align import distributed
 from pixel_align.checkpoints import store
 from pixel_align.experiment import Experiment
 from pixel_align.settings import to_json
@@ -38,9 +39,9 @@ class Ended:
     """How a run ended.
 
     Attributes:
-      state: "done", "failed" or "running", which is elsewhere.
+      state: "done"; "failed"; "begun", told to stop by somebody else and saved; "running", which is elsewhere.
       seconds: that it took now; 0 where it was done before.
-      why: of a failure, one line.
+      why: of what is not done, one line.
     """
 
     state: State
@@ -168,6 +169,8 @@ class _Process:
         seconds = time.perf_counter() - self._begun
         if code == 0 and _is_done(point.config, self._folder):
             return Ended("done", seconds)
+        if code == distributed.STOPPED:
+            return Ended("begun", seconds, "it was told to stop and can be resumed")
         with (self._folder / LOG).open("rb") as log:
             log.seek(self._log_from)
             said = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
