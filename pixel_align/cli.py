@@ -401,10 +401,11 @@ def sweep(
         import rich.console
 
         from pixel_align import config
+        from pixel_align.experiment import Experiment
         from pixel_align.sweep import launch, report, runs
         from pixel_align.sweep import points as sweep_points
 
-        base = config.load(experiment, bindings=gin_binding or ())
+        base: Experiment = config.load(experiment, bindings=gin_binding or ())
         found = sweep_points.load(points, base, changes or ())
         folder = workdir or f"runs/{points.rpartition(':')[2]}"
         given = pairs("--with", filled or ())

@@ -268,7 +268,7 @@ def _losses(module: PixelLLM, params: Any, text: jax.Array, batch: Batch) -> Any
     return module.apply({"params": params}, text, rngs=_rngs(), method=told)
 
 
-FUNCTIONS = _image, _prompt, _language, _losses  # of PARTS
+FUNCTIONS: tuple[Callable[..., Any], ...] = (_image, _prompt, _language, _losses)  # of PARTS
 
 
 # Savings, each beside its naive twin
@@ -357,10 +357,10 @@ def _gradient(config: Experiment, *, everything: bool = False) -> tuple["Program
 
 def _scanned(part: Any, scan: bool) -> Any:
     """A tree of settings with every stack of layers scanned, or written out."""
-    if not dataclasses.is_dataclass(part):
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
         return part
     changed = {field.name: _scanned(getattr(part, field.name), scan) for field in dataclasses.fields(part)}
-    return type(part)(**(changed | ({"scan": scan} if "scan" in changed else {})))  # type: ignore[operator]
+    return dataclasses.replace(part, **(changed | ({"scan": scan} if "scan" in changed else {})))
 
 
 def measure_chunked_loss(config: Experiment) -> list[Measured]:
@@ -461,6 +461,7 @@ class Program:
         self.compile_seconds = time.perf_counter() - begun
         self.seconds = float("inf")
         memory = self._compiled.memory_analysis()
+        assert memory is not None  # every backend of XLA that we know has it
         self.temporaries = int(memory.temp_size_in_bytes)
         shared = memory.alias_size_in_bytes
         self.bytes = int(self.temporaries + memory.argument_size_in_bytes + memory.output_size_in_bytes - shared)
