@@ -16,6 +16,7 @@ from pixel_align import data, losses, models, optim, param_rules, sharding, stat
 from pixel_align.config import load
 from pixel_align.experiment import Experiment
 from pixel_align.sharding import MeshConfig
+from tests.goldens import shardings
 
 ROOT = Path(__file__).resolve().parent.parent
 NARRATIVES = ("small", "sam_b_t5_small", "t5_xl_first_stage", "bert_first_stage")
@@ -36,6 +37,15 @@ def test_rules_cover_the_model_and_none_is_dead(name: str) -> None:
     for kind in ("trainable", "weight_decay", "lr_multiplier", "sharding"):
         param_rules.match(rules[kind], params)
     assert param_rules.paths(param_rules.split(params, param_rules.match(rules["trainable"], params))[0])
+
+
+@pytest.mark.parametrize("name", ["leaves", *shardings.TOPOLOGIES])
+def test_parameters_lie_as_the_tables_say(name: str) -> None:
+    """They guard which axis of which parameter is split, the mesh that is chosen and what a chip holds; to remake them:
+    python -m tests.goldens.shardings.
+    """
+    made = shardings.leaves() if name == "leaves" else shardings.topology(name)
+    assert made == shardings.path_of(name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", RECIPES)

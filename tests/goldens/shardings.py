@@ -96,7 +96,7 @@ def topology(name: str) -> str:
         numbers = " ".join(f"{mebibytes(count):>9}" for count in (*held, sum(held)))
         states.append(f"{recipe:30} {sizes:>18} {numbers}  {batches}{f' x {laid.times}' * (laid.times > 1)}")
         by_part = " ".join(f"{mebibytes(count):>{max(9, len(part))}}" for part, count in parts_of(laid).items())
-        parts.append(f"{recipe:30} {by_part}")
+        parts.append(f"{recipe:30} {by_part}".rstrip())
     return "\n".join([*states, *parts]) + "\n"
 
 
