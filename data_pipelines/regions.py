@@ -475,7 +475,7 @@ def caption_scores(targets: Sequence[_Case], predictions: Sequence[_Case]) -> di
         try:
             found = captioning.summary([captioning.row(*pair, metrics=names) for pair in pairs])
         except ModuleNotFoundError as error:
-            warnings.warn(f"region captions are not scored by {', '.join(names)}: {error}", stacklevel=2)
+            warnings.warn(f"region captions are not scored by {names[-1]}: {error}", stacklevel=2)
             continue
         return figures | {key: found[key] for key in ("METEOR", "CIDEr") if key in found}
     return figures

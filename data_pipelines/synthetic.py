@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ import numpy as np
 import PIL.Image
 import rich.progress
 
+from data_pipelines import pickles
 from data_pipelines.synthetic_expressions import KINDS, Kind, expressions, phrase
 from data_pipelines.synthetic_questions import questions
 from data_pipelines.synthetic_scenes import (
@@ -53,6 +55,7 @@ from data_pipelines.synthetic_scenes import (
     scene,
     visible,
 )
+from pixel_align.text import INSTRUCTIONS
 
 __all__ = [
     "ALSO",
@@ -76,6 +79,7 @@ __all__ = [
     "polygon_area",
     "polygons_of",
     "scene",
+    "texts",
     "visible",
     "write",
 ]
@@ -367,6 +371,29 @@ def _conversation(told: Scene, file_name: str) -> dict[str, Any]:
         turns.append({"from": "human", "value": question.text if number else f"<image>\n{question.text}"})
         turns.append({"from": "gpt", "value": question.answer})
     return {"id": str(told.image_id), "image": file_name, "conversations": turns}
+
+
+def texts(files: Files, most: int = 5000) -> list[str]:
+    """What a model says and is asked about written scenes, at most so many of each: what a vocabulary is trained on.
+
+    Expressions and questions stand in what asks, as in training, so that the words around them get pieces of their own.
+    """
+    with files.narratives.open(encoding="utf-8") as lines:
+        found = [json.loads(line)["caption"] for line in itertools.islice(lines, most)]
+    if files.refs:
+        refs = pickles.load(files.refs, "refs")
+        sentences = itertools.islice((sentence["sent"] for ref in refs for sentence in ref["sentences"]), most)
+        found += [INSTRUCTIONS["refer"].replace("{text}", sentence) for sentence in sentences]
+    if files.region_descriptions:
+        pictures = json.loads(files.region_descriptions.read_text(encoding="utf-8"))
+        phrases = itertools.islice((region["phrase"] for one in pictures for region in one["regions"]), most)
+        found += [text for phrase in phrases for text in (phrase, INSTRUCTIONS["describe"])]
+    if files.questions:
+        talks = json.loads(files.questions.read_text(encoding="utf-8"))
+        for turn in itertools.islice((turn for talk in talks for turn in talk["conversations"]), 2 * most):
+            said = turn["value"].removeprefix("<image>\n")
+            found.append(INSTRUCTIONS["answer"].replace("{question}", said) if turn["from"] == "human" else said)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

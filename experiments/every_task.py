@@ -27,13 +27,16 @@ def sheet(checkpoint: Path, config: Experiment, tasks: Mapping[str, str], scenes
       checkpoint: a run's work folder. config: its experiment: where the sets lie.
       tasks: mode -> the task whose unseen examples say what to ask: trace, segment, describe, densecap, answer, as many
         of them as the model has learned.
+
+    Raises:
+      ValueError: no picture is in all of the tasks.
     """
     predictor = Predictor.from_checkpoint(checkpoint)
     asked = {mode: _examples(config, task) for mode, task in tasks.items()}
-    known = [image for image in asked["trace"] if all(image in examples for examples in asked.values())]
+    first, *others = asked.values()
     pages = []
-    for image in known[:scenes]:
-        pixels = read_image(bytes(asked["trace"][image]["image"]))
+    for image in [image for image in first if all(image in examples for examples in others)][:scenes]:
+        pixels = read_image(bytes(first[image]["image"]))
         predictor.set_image(pixels)
         for mode, examples in asked.items():
             title, told = _ASK[mode](predictor, examples[image], pixels.shape[:2])
@@ -45,7 +48,8 @@ def _examples(config: Experiment, task: str) -> dict[str, Any]:
     """Picture -> the first unseen example about it."""
     found: dict[str, Any] = {}
     for example in data.dataset(config.data, task, "validation", (0, 1)).as_numpy_iterator():
-        found.setdefault(string(example["image_id"]), example)
+        # LLaVA's ids are paths, COCO's are numbers of twelve digits without their zeros.
+        found.setdefault(string(example["image_id"]).lstrip("0"), example)
     return found
 
 

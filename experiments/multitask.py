@@ -88,7 +88,7 @@ def bert() -> Experiment:
 
 
 def bench() -> Experiment:
-    """The same at the size of `PixelLLMConfig.bench`, from nothing, a thirtieth of the pictures."""
+    """The same at the size of `PixelLLMConfig.bench`, from nothing, one picture a batch."""
     before = t5_xl()
     detector = BoxDecoderConfig.bench(enabled=True)
     further = tuple(

@@ -10,7 +10,8 @@ drawn. A step of the second stage takes a batch of each task; of expressions a s
 
 The first stage stands for the public weights (SAM, EVA-02) that the real recipe starts from: the image encoder and the
 extractor learn what objects are, by a dense objective on the image map and on the queries (`nn/region_head.py`). The
-report has rows without it, and with its objective switched off in the second stage; those two learn narratives only.
+report has rows without it, and with its objective switched off in the second stage, as is the alignment loss; those two
+learn narratives only.
 """
 
 import dataclasses
@@ -49,17 +50,16 @@ from pixel_align.nn.region_head import RegionHeadConfig
 from pixel_align.nn.sam_vit import SamVitConfig
 from pixel_align.nn.t5 import T5Config
 from pixel_align.optim import Optim
-from pixel_align.text import INSTRUCTIONS
 
 NARRATIVES, EXPRESSIONS, REGIONS = "synthetic_narratives", "synthetic_expressions", "synthetic_regions"
 DENSE, QUESTIONS = "synthetic_densecap", "synthetic_questions"
 CANVAS = 64
 # Expressions by the dozen: what words mean is learned from many at once, or late. Masks cost more and need fewer.
-REFER = Shape(canvas=CANVAS, text=10, instruction=14, regions=8)
+REFER = Shape(canvas=CANVAS, text=12, instruction=14, regions=8)
 SEGMENT = dataclasses.replace(REFER, regions=4, mask=CANVAS // 2)
 DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=4, prompts=4)
 DENSECAP = dataclasses.replace(DESCRIBE, described=6)
-ANSWER = Shape(canvas=CANVAS, text=5, instruction=20, regions=4)
+ANSWER = Shape(canvas=CANVAS, text=4, instruction=28, regions=4)
 EVALS = (
     Eval(task=NARRATIVES, mode="trace"),
     Eval(task=EXPRESSIONS, mode="segment", shape=SEGMENT),
@@ -74,7 +74,7 @@ FURTHER = (
     Group(DENSE, 8, DENSECAP),
     Group(QUESTIONS, 8, ANSWER),
 )
-VOCABULARY = "vocabulary.model"
+VOCABULARY, PIECES = "vocabulary.model", 280  # nearly all words whole: texts are short
 KEYS = {
     NARRATIVES: ("point_distance", "inside_box", "point_distance_free", "inside_box_free", "matched_words"),
     EXPRESSIONS: ("P@0.5", "P@0.5:0.95", "cIoU", "gIoU"),
@@ -90,7 +90,7 @@ def get_config(stage: str = "demo"):
     """One training of the demo as a locked ConfigDict.
 
     Stages: first_stage (dense objective only); demo (all tasks, dense objective on); dense_off (narratives from the
-    same first stage, dense objective off); no_first_stage (narratives alone, from nothing).
+    same first stage, neither dense objective nor alignment); no_first_stage (the same from nothing).
     """
     if stage not in STAGES:
         raise ValueError(f"preset is {stage!r}, expected one of {', '.join(STAGES)}. Choose one of them.")
@@ -149,7 +149,7 @@ def model(width: int = 64) -> PixelLLMConfig:
             queries=36, width=width, depth=2, num_heads=4, mlp_width=2 * width, output_width=width, scan=False
         ),
         text=T5Config(
-            vocab_size=256,
+            vocab_size=384,
             width=width,
             num_heads=4,
             head_dim=16,
@@ -314,14 +314,16 @@ def describe_bars(metrics: dict[str, float]) -> dict[str, bool]:
 
 def densecap_bars(metrics: dict[str, float]) -> dict[str, bool]:
     """The same in finding and naming everything."""
-    return {"mAP 3 times shuffled": metrics.get("mAP", 0) >= 3 * metrics.get("shuffled/mAP", 1)}
+    return {
+        "mAP >= 0.3": metrics.get("mAP", 0) >= 0.3,
+        "3 times shuffled": metrics.get("mAP", 0) >= 3 * metrics.get("shuffled/mAP", 1),
+    }
 
 
 def answer_bars(metrics: dict[str, float]) -> dict[str, bool]:
-    """The same in answering: half of the questions are of yes and no or of few numbers, which a reader without eyes
-    guesses.
-    """
-    return {"exact above shuffled": metrics.get("exact", 0) > metrics.get("shuffled/exact", 1)}
+    """The same in answering; much of it a reader without eyes guesses, as yes and no."""
+    right, guessed = metrics.get("exact", 0), metrics.get("shuffled/exact", 1)
+    return {"exact >= 0.6": right >= 0.6, "0.2 above shuffled": right >= guessed + 0.2}
 
 
 BARS = {
@@ -357,12 +359,8 @@ def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> None:
         )
         localized_narratives.build(workdir / "data", split, inputs, name=NARRATIVES)
         synthetic_regions.build(workdir / "data", files, split)
-    with (workdir / "raw" / "train" / "narratives.jsonl").open(encoding="utf-8") as lines:
-        captions = [json.loads(line)["caption"] for line in lines]
-    captions += [INSTRUCTIONS["refer"], INSTRUCTIONS["describe"]]
-    conversations = json.loads((workdir / "raw" / "train" / "questions.json").read_text(encoding="utf-8"))
-    captions += [turn["value"] for talk in conversations for turn in talk["conversations"]]
-    text.train_sentencepiece(captions, workdir / VOCABULARY, 200, model_type="bpe")
+        if split == "train":
+            text.train_sentencepiece(synthetic.texts(files), workdir / VOCABULARY, PIECES, model_type="bpe")
 
 
 def evaluate_stage(
@@ -390,8 +388,8 @@ def show(report: dict[str, Any], console: rich.console.Console) -> None:
     """The report as tables, one line per row and control, and whether the bars were reached."""
     labels = {
         "demo": "demo: all tasks, dense objective on",
-        "dense_off": "dense objective off after the first stage",
-        "no_first_stage": "no first stage, no dense objective",
+        "dense_off": "narratives alone, no dense objective, no alignment",
+        "no_first_stage": "the same, no first stage",
     }
     groups = {"shuffled/": "  other pictures", "swapped/": "  another word's place"}
     groups |= {"center/": "  reader without eyes: centre", "mean/": "  reader without eyes: mean of objects"}

@@ -50,15 +50,17 @@ STAGES = ("first_stage", "all_tasks", "everything")  # the second or the third b
 NARRATIVES, EXPRESSIONS, REGIONS = "synthetic_narratives", "synthetic_expressions", "synthetic_regions"
 DENSE, QUESTIONS = "synthetic_densecap", "synthetic_questions"
 CANVAS, WIDTH = 96, 64
+PIECES = 280  # of the vocabulary: nearly all words whole
+# Rooms that no text of the world exceeds.
 NARRATIVE = Shape(canvas=CANVAS, text=48, instruction=8, objects=8, phrase=4)
 # What words mean is learned from many expressions at once, or late.
-REFER = Shape(canvas=CANVAS, text=18, instruction=18, regions=8)
+REFER = Shape(canvas=CANVAS, text=16, instruction=16, regions=8)
 # Masks cost more and need fewer. They are trained at half the canvas, four cells for each cell of the map: what the
 # mask decoder predicts.
 SEGMENT = dataclasses.replace(REFER, regions=4, mask=CANVAS // 2)
 DESCRIBE = Shape(canvas=CANVAS, text=8, instruction=8, regions=8, prompts=8)
 DENSECAP = Shape(canvas=CANVAS, text=8, instruction=8, regions=8, prompts=8, described=8)
-ANSWER = Shape(canvas=CANVAS, text=4, instruction=18, regions=4)
+ANSWER = Shape(canvas=CANVAS, text=4, instruction=28, regions=4)
 EVALS = (
     Eval(task=NARRATIVES, mode="trace"),
     Eval(task=EXPRESSIONS, mode="segment", shape=SEGMENT),
@@ -233,7 +235,6 @@ def prepare(workdir: Path, counts: dict[str, int]) -> None:
     from data_pipelines import localized_narratives, synthetic, synthetic_regions
     from pixel_align import text
 
-    texts: list[str] = []
     for split, count in counts.items():
         files = synthetic.write(
             synthetic.World(),
@@ -249,21 +250,8 @@ def prepare(workdir: Path, counts: dict[str, int]) -> None:
         )
         localized_narratives.build(workdir / "data", split, inputs, name=NARRATIVES)
         synthetic_regions.build(workdir / "data", files, split)
-        if split == "train":
-            assert files.region_descriptions is not None and files.questions is not None
-            pictures = json.loads(files.region_descriptions.read_text(encoding="utf-8"))
-            texts += [region["phrase"] for picture in pictures for region in picture["regions"]]
-            conversations = json.loads(files.questions.read_text(encoding="utf-8"))
-            texts += [turn["value"] for talk in conversations[:500] for turn in talk["conversations"]]
-            lines = files.narratives.read_text(encoding="utf-8").splitlines()
-            texts += [json.loads(line)["caption"] for line in lines]
-    # The words of expressions beyond those of narratives: what asks, sizes and relations.
-    texts += [f"where is the {size} shape {relation}" for size in synthetic.SIZES for relation in RELATIONS]
-    if not (workdir / "vocabulary.model").is_file():
-        text.train_sentencepiece(texts, workdir / "vocabulary.model", 200, model_type="bpe")
-
-
-RELATIONS = ("left of", "right of", "above", "below", "under", "nearest to", "closest to", "between", "an object of")
+        if split == "train" and not (workdir / "vocabulary.model").is_file():
+            text.train_sentencepiece(synthetic.texts(files), workdir / "vocabulary.model", PIECES, model_type="bpe")
 
 
 def scores(workdir: Path, stage: str, configs: Mapping[str, Experiment]) -> dict[str, dict[str, float]]:

@@ -109,7 +109,9 @@ def match(
     overlaps = jnp.where(mask, geometry.box_iou(proposals[:, None], boxes[None]), -1.0)
     most = overlaps.max(axis=-1, keepdims=True)
     alike = overlaps == most
-    turn = jnp.arange(len(proposals)) % alike.sum(axis=-1)
+    # Turns are counted among those that stand for the same boxes; true boxes, which stand last, so get one turn each.
+    same = jax.nn.one_hot(jnp.argmax(alike, axis=-1), len(boxes), dtype=jnp.int32)
+    turn = jnp.sum(same * (jnp.cumsum(same, axis=0) - 1), axis=-1) % alike.sum(axis=-1)
     chosen = jnp.argmax(alike & (jnp.cumsum(alike, axis=-1) == turn[:, None] + 1), axis=-1)
     return jnp.where(mask.any(), chosen, 0), valid & (most[:, 0] >= iou)
 

@@ -1,7 +1,8 @@
 """Losses: pure functions of arrays; each returns (weighted sum, sum of weights), to be divided once over the global
 batch.
 
-So that examples, tasks, chunks and devices join without a mean of means.
+So that examples, the tasks of a batch, chunks and devices join without a mean of means; batches of several tasks are
+weighed by the experiment (`join`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -183,10 +183,15 @@ def test_a_proposal_stands_for_what_it_overlaps_most() -> None:
 
 def test_two_phrases_of_one_box_are_both_learned() -> None:
     boxes = np.asarray([[0, 0, 0.5, 0.5], [0.6, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]], np.float32)
-    proposals = np.concatenate([np.tile([[0.01, 0, 0.5, 0.5]], (4, 1)), boxes]).astype(np.float32)
-    index, foreground = MATCH(proposals, np.ones(8, bool), boxes, np.asarray([True, True, True, False]), 0.6)
-    np.testing.assert_array_equal(index, [0, 2, 0, 2, 0, 1, 0, 2])  # the fourth does not exist
-    assert foreground.all()
+    exist = np.asarray([True, True, True, False])
+    near, other = [[0.01, 0, 0.5, 0.5]], [[0.6, 0.01, 1, 1]]
+    for count in (0, 1, 2, 3):  # however many stand before, and whatever between: the true boxes share it out
+        proposals = np.concatenate([np.asarray(near * count + other + near, np.float32), boxes])
+        index, foreground = MATCH(proposals, np.ones(len(proposals), bool), boxes, exist, 0.6)
+        assert foreground.all() and index[count] == 1 and index[-3] == 1
+        assert {int(index[-4]), int(index[-2])} == {0, 2}, "the two equal boxes"
+        turns = [int(k) for k in (*index[:count], index[count + 1])]
+        assert turns == [(0, 2)[k % 2] for k in range(count + 1)]
 
 
 @pytest.mark.parametrize(

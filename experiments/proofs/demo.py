@@ -18,8 +18,8 @@ from experiments import quickstart, record
 WIDTH = 1600  # pixels of docs/demo.png
 ROWS = {
     "demo": "**all tasks, dense objective on**",
-    "dense_off": "dense objective off after the first stage, narratives alone",
-    "no_first_stage": "no first stage, no dense objective, narratives alone",
+    "dense_off": "narratives alone, no dense objective and no alignment after the first stage",
+    "no_first_stage": "the same without the first stage",
 }
 CONTROLS = {
     "shuffled/": "its words, other pictures",
@@ -50,7 +50,7 @@ def tables(report: dict[str, Any]) -> str:
     narratives = tasks.pop(quickstart.NARRATIVES)
     keys = quickstart.KEYS[quickstart.NARRATIVES]
     lines = [
-        f"`make demo`, commit {report['commit']}, {report['machine']}, {report['seconds'] / 60:.1f} min without the "
+        f"`{report['command']}`, commit {report['commit']}, {report['machine']}, {report['seconds'] / 60:.1f} min without the "
         f"installation: {report['scenes']['train']:,} drawn scenes to train on, {report['scenes']['unseen']} unseen "
         f"ones to score, a first stage of {report['first_stage']['steps']} steps.",
         "",
@@ -66,9 +66,14 @@ def tables(report: dict[str, Any]) -> str:
     lines += ["", "| the other tasks | figure | unseen scenes | other pictures |", "|---|---|---|---|"]
     for name, task in tasks.items():
         metrics = task["rows"][0]["metrics"]
-        for key in quickstart.KEYS[name]:
+        for key in filter(metrics.__contains__, quickstart.KEYS[name]):
             lines.append(f"| {task['mode']} | `{key}` | {metrics[key]:.4f} | {metrics[f'shuffled/{key}']:.4f} |")
-    missed = [bar for task in report["tasks"].values() for bar, reached in task["bars"].items() if not reached]
+    missed = [
+        f"{bar} ({task['mode']})"
+        for task in report["tasks"].values()
+        for bar, reached in task["bars"].items()
+        if not reached
+    ]
     lines += ["", f"Missed: {', '.join(missed)}." if missed else "All bars that the demo sets itself are reached."]
     return "\n".join(lines)
 

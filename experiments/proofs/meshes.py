@@ -4,7 +4,7 @@
 
 Every task of the published joint stage with masks, with T5 and with BERT, at a tiny size with everything trained: a
 step's losses and gradient, dropout, drop path and the detector's draws included, on eight simulated devices of the CPU
-against one; and the evaluations of all modes, whose last batch is ragged and whose batches no mesh divides. Float32.
+against one; and the evaluations of all modes, of which no mesh divides a batch and the last is ragged. Float32.
 Writes docs/proof/meshes.json and the tables of docs/sharding.md; `make test` samples it (tests/test_mesh.py).
 """
 
@@ -168,7 +168,7 @@ def evaluated(config: Experiment, vocabulary: text.Vocabulary, mode: str, sizes:
     shape = config.batches()[index][0].shape
     asked = Eval(task=task, split="train", mode=mode, batch_size=5, limit=12, pictures=0, shape=shape)
     with jax.set_mesh(mesh):
-        return evaluator.evaluate(config, asked, begin.params, vocabulary).metrics
+        return evaluator.evaluate(config, asked, begin.params, vocabulary, mesh=mesh).metrics
 
 
 def steps_of(config: Experiment, vocabulary: text.Vocabulary, parts: int = 1) -> Callable[[], list[dict[str, Any]]]:

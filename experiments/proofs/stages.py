@@ -2,8 +2,8 @@
 
     make proof NAME=stages         # resumable: a stage that was run is not run again
 
-Each is the experiment as it stands, its losses, rates, frozen parts, layer decay and groups of batches, at a tiny size:
-what is to be trained has to move, and nothing else. Writes docs/proof/stages.json and a table of docs/recipes.md;
+Each is the experiment with its losses, rates, frozen parts, layer decay, augmentation and groups of batches, at a tiny
+size and a warm-up of one step: of every part that is to be trained something has to move, and nothing else. Writes docs/proof/stages.json and a table of docs/recipes.md;
 `make test` samples it (tests/experiments/test_stages.py).
 """
 
@@ -39,10 +39,6 @@ from pixel_align.nn.t5 import T5Config
 from pixel_align.train import make_train_step
 
 CANVAS, STEPS = 64, 3
-TINY = (
-    *(BertConfig, BoxDecoderConfig, EvaVitConfig, LocationHeadConfig, MaskAdapterConfig, MaskDecoderConfig),
-    *(PromptEncoderConfig, PromptExtractorConfig, SamVitConfig, T5Config),
-)
 # What a part keeps of the stage when it becomes tiny.
 KEPT = ("frozen", "layer_decay", "lr_multiplier", "enabled", "masks", "padding_tokens", "lora", "presence")
 MIXTURES = {
@@ -118,6 +114,7 @@ def at_tiny_size(config: Experiment, world: Path, vocabulary: text.Vocabulary) -
             mixture=MIXTURES[config.data.mixture],
             dir=str(world / "data"),
             batch_size=2,
+            augment=config.data.augment,
             further=tuple(
                 dataclasses.replace(group, mixture=MIXTURES[group.mixture], batch_size=2, shape=smaller(group.shape))
                 for group in config.data.further
@@ -172,18 +169,23 @@ def check(config: Experiment, before: Any, after: Any, said: list[dict[str, floa
     meant = param_rules.paths(param_rules.match(rules["trainable"], before))
     old, new = param_rules.paths(before), param_rules.paths(after)
     moved = {path for path in old if not np.array_equal(old[path], new[path])}
+
+    def part(path: str) -> str:
+        return "/".join(path.split("/")[: 2 if path.startswith("image/") else 1])
+
     if wrong := sorted(path for path in moved if not meant[path]):
         raise ValueError(f"frozen parameters {', '.join(wrong)} moved, expected none.")
-    parts, asked = {path.split("/")[0] for path in moved}, {path.split("/")[0] for path in old if meant[path]}
+    parts, asked = {part(path) for path in moved}, {part(path) for path in old if meant[path]}
     if parts != asked:
         raise ValueError(f"parts that moved are {', '.join(sorted(parts))}, expected {', '.join(sorted(asked))}.")
     return sorted(parts)
 
 
 def main() -> None:
-    found = record.ROOT / "docs" / "proof" / "stages.json"
+    found, commit = record.ROOT / "docs" / "proof" / "stages.json", record.commit()
     known = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
-    rows = known.get("rows", {}) if known.get("commit") == record.commit() else {}
+    # The record itself is what a start that was killed leaves changed.
+    rows = known.get("rows", {}) if known.get("commit") == commit.removesuffix("-dirty") else {}
     with tempfile.TemporaryDirectory() as folder, rich.progress.Progress() as progress:
         world = Path(folder)
         bar = progress.add_task("stages", total=len(STAGES) * len(PRESETS))
@@ -203,7 +205,7 @@ def main() -> None:
                         "stages",
                         {
                             "command": "make proof NAME=stages",
-                            "commit": record.commit(),
+                            "commit": commit,
                             "machine": record.machine(),
                             "rows": rows,
                         },
@@ -212,7 +214,7 @@ def main() -> None:
     lines = ["| stage | loss at steps 1, 2, 3 | parts that moved |", "|---|---|---|"]
     for name, row in rows.items():
         lines.append(f"| {name} | {', '.join(f'{one:.3f}' for one in row['losses'])} | {', '.join(row['moved'])} |")
-    lines += ["", f"`make proof NAME=stages`, commit {record.commit()}, {record.machine()}."]
+    lines += ["", f"`make proof NAME=stages`, commit {commit}, {record.machine()}."]
     record.fill(record.ROOT / "docs" / "recipes.md", "\n".join(lines), mark="stages")
 
 

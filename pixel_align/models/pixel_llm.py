@@ -72,7 +72,9 @@ class MasksConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses; published values are the defaults."""
+    """Weights of the losses; published values are the defaults, but for presence, alignment and regions, which are not
+    published and count only where the model has their heads.
+    """
 
     text: float = 1.0
     point: float = 0.1  # of an L1 distance in canvas pixels

@@ -1,8 +1,8 @@
 """Which of the extractor's queries a word means: the state that has read the word chooses among them.
 
 A place says how far off an answer is, not which other thing it should have been: regressed alone, "the circle left of
-the square" settles between all circles for a long time. A choice among the visual tokens, beside the place, is learned
-many times faster where nothing was pretrained. Published models have no such head; it is off unless `enabled`.
+the square" settles between all circles for a long time. A choice among the visual tokens, beside the place, says so.
+Published models have no such head; it is off unless `enabled`.
 
 Source: the contrastive alignment of words and objects of MDETR (Kamath et al., arXiv 2104.12763, section 2.2.2), from
 words to queries only; which query holds an object is not said, see `losses.alignment`.
