@@ -263,7 +263,10 @@ def with_readers(config: Experiment, checkpoints: Path) -> Experiment:
 
 
 def facts(config: Experiment, workdir: Path, vocabulary: text.Vocabulary) -> dict[str, Any]:
-    """What has to be the same in all processes of a run, by name."""
+    """What has to be the same in all processes of a run, by name.
+
+    Hosts may have their copies of data and vocabulary in different places: what these hold is compared.
+    """
     checkpoints = workdir / "checkpoints"
     read = {(read.dir, task, read.split): read for _, read in config.batches() for task in data.rates(read)}
     read |= {(config.data.dir, e.task, e.split): config.data for e in config.evals}
@@ -271,7 +274,9 @@ def facts(config: Experiment, workdir: Path, vocabulary: text.Vocabulary) -> dic
         "version of pixel_align": pixel_align.__version__,
         "version of jax": jax.__version__,
         "workdir": str(workdir.absolute()),
-        **{f"config.{name}": value for name, value in _settings(to_plain(config)).items()},
+        **{
+            f"config.{k}": v for k, v in _settings(to_plain(config)).items() if k not in ("data.dir", "data.vocabulary")
+        },
         "vocabulary": vocabulary.digest(),
         **{f"data of {task}/{split}": data.listing(of, task, split) for (_, task, split), of in read.items()},
         "steps in workdir": store.steps_of(checkpoints) if checkpoints.is_dir() else [],

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -16,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-import rich.console
 
-from pixel_align import config, image, metrics_log, optim, param_rules, run_batches, state, text, train
+from pixel_align import config, image, metrics_log, optim, param_rules, predict, run_batches, state, text, train
 from pixel_align.checkpoints import store
 from pixel_align.evaluation.seen import Seen
 from pixel_align.experiment import Experiment, Init
@@ -52,8 +50,8 @@ def copy_of(run: Path, to: Path) -> Path:
     return Path(shutil.copytree(run, to))
 
 
-def quiet() -> rich.console.Console:
-    return rich.console.Console(quiet=True)
+def quiet(said: str) -> None:
+    pass
 
 
 # ---- What a run leaves
@@ -98,7 +96,8 @@ def test_checkpoints_are_kept_with_config_vocabulary_and_position(tiny_run: Path
     folder, step = store.find(tiny_run)
     assert (folder, step) == (tiny_run / "checkpoints", 12)
     assert store.steps_of(folder) == [4, 8, 12]
-    assert config.from_json(Experiment, store.read_config(folder)) == experiment
+    resolved = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, readers=1))
+    assert config.from_json(Experiment, store.read_config(folder)) == resolved
     assert store.read_vocabulary(folder).digest() == text.load_vocabulary(experiment.data.vocabulary).digest()
     for step in (4, 8, 12):
         (saved,) = json.loads(next((folder / str(step) / "position").glob("metadata")).read_text())
@@ -106,7 +105,7 @@ def test_checkpoints_are_kept_with_config_vocabulary_and_position(tiny_run: Path
         scenes = tiny.SCENES["train"]
         # The position is a count: how many were drawn, and how far into which epoch that is.
         assert saved["drawn"] == drawn
-        epoch, index = saved["tasks"][tiny.TASK]
+        epoch, index = saved["readers"]["0"][tiny.TASK]
         assert epoch * scenes + index == drawn
 
 
@@ -132,14 +131,14 @@ def get_config(moment):
             write(self, step, values)
         train.MetricsLog.write = half_a_line
         save = store.Store.save
-        def whole(self, step, arrays, position):
-            save(self, step, arrays, position)
+        def whole(self, step, *args):
+            save(self, step, *args)
             self.wait()
         store.Store.save = whole
     if moment == "in_a_save":
         save = store.Store.save
-        def begin(self, step, arrays, position):
-            save(self, step, arrays, position)
+        def begin(self, step, *args):
+            save(self, step, *args)
             if step == 8:
                 kill()
         store.Store.save = begin
@@ -148,35 +147,17 @@ def get_config(moment):
 
 
 def start(moment: str, workdir: Path, world: Path, bomb: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m pixel_align train` in a process of its own, on one device."""
+    """`python -m pixel_align train` in a process of its own, with the devices of the tests."""
     changes = [part for change in tiny.in_world(world) for part in ("--set", change)]
     arguments = [f"{bomb}:{moment}", "--workdir", str(workdir), *changes]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.run(
         [sys.executable, "-m", "pixel_align", "train", *arguments],
         cwd=ROOT,
-        env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
-
-
-@pytest.fixture(scope="module")
-def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bomb") / "bomb.py"
-    path.write_text(BOMB)
-    return path
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path, bomb: Path) -> tuple[Path, str]:
-    """A run in one go on one device, and what it printed on stderr."""
-    workdir = tmp_path_factory.mktemp("uninterrupted")
-    done = start("never", workdir, tiny_world, bomb)
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stderr
 
 
 def test_a_run_says_first_which_pictures_it_evaluates_on_that_it_trains_on(
@@ -201,16 +182,20 @@ def test_a_run_says_first_which_pictures_it_evaluates_on_that_it_trains_on(
     assert train.training_history(onwards).unknown == ("init.checkpoint",)
 
 
-def test_killed_in_a_step_and_in_a_save_the_run_goes_on_bit_for_bit(
-    uninterrupted: tuple[Path, str], tmp_path: Path, tiny_world: Path, bomb: Path
+def test_killed_in_a_step_and_in_a_save_the_run_goes_on_bit_for_bit_and_says_what_it_does(
+    tiny_run: Path, experiment: Experiment, tmp_path: Path, tiny_world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = losses_of(uninterrupted[0])
-    assert list(expected) == list(range(1, 13))
+    bomb = tmp_path / "bomb.py"
+    bomb.write_text(BOMB)
+    expected = losses_of(tiny_run)
     workdir = tmp_path / "run"
     checkpoints = workdir / "checkpoints"
 
     done = start("in_a_step", workdir, tiny_world, bomb)
     assert done.returncode == -signal.SIGKILL, done.stderr
+    lines = done.stderr.splitlines()
+    assert "parameters" in lines[0] and "on 8 cpu" in lines[0]
+    assert all(line.startswith("step ") for line in lines[1:]), "a word from the libraries"
     assert (workdir / "metrics.jsonl").read_text().endswith('{"step": 6, "lo')
     assert store.steps_of(checkpoints) == [4]
 
@@ -223,30 +208,71 @@ def test_killed_in_a_step_and_in_a_save_the_run_goes_on_bit_for_bit(
     assert store.steps_of(checkpoints) == [4]
     assert store.find(workdir) == (checkpoints, 4)
 
-    done = start("never", workdir, tiny_world, bomb)
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step 4" in done.stderr
+    capsys.readouterr()
+    train.train(tiny.without_evaluations(experiment), workdir)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "resumed at step 4"
+    # No terminal here: lines instead of a bar, and no word from the libraries.
+    assert len(lines) > 2
+    for line in lines[2:]:
+        assert line.startswith("step ") and "loss" in line and "steps/s" in line and line.endswith("left"), line
+    assert lines[-1].startswith("step 12/12")
     assert losses_of(workdir) == expected  # floats as they are: bit for bit
     assert store.steps_of(checkpoints) == [4, 8, 12]
     beside = ["config.json", "images_seen_in_training.json.gz", "vocabulary.model"]
     assert sorted(path.name for path in checkpoints.iterdir()) == ["12", "4", "8", *beside]
 
 
-def test_eight_devices_learn_what_one_does(uninterrupted: tuple[Path, str], tiny_run: Path) -> None:
-    assert jax.device_count() == 8
-    one, eight = losses_of(uninterrupted[0]), losses_of(tiny_run)
-    assert one.keys() == eight.keys()
-    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
+def test_a_step_that_a_disk_spoilt_is_named_and_the_one_before_is_used(
+    tiny_run: Path, experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = copy_of(tiny_run, tmp_path / "run")
+    checkpoints = workdir / "checkpoints"
+    shutil.rmtree(checkpoints / "4")
+    record = checkpoints / "12" / "digests" / "metadata"
+    digests = json.loads(record.read_text())
+    name = next(name for name in digests if name.startswith("params/text/"))
+    record.write_text(json.dumps(digests | {name: "0" * 16}))
+    short = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=9))
+    train.train(tiny.without_evaluations(short), workdir)
+    said = capsys.readouterr().err
+    assert (
+        f"step 12 of {checkpoints} is broken: params: {name.removeprefix('params/')} is not what its digest is" in said
+    )
+    assert "resumed at step 8" in said
+    assert sorted(path.name for path in checkpoints.iterdir() if path.name[0].isdigit()) == ["12.broken", "8", "9"]
 
 
-def test_a_run_says_what_it_is_and_how_fast_and_nothing_else(uninterrupted: tuple[Path, str]) -> None:
-    lines = uninterrupted[1].splitlines()
-    assert "parameters" in lines[0] and "on 1 cpu" in lines[0]
-    # No terminal here: lines instead of a bar, and no word from the libraries.
-    assert len(lines) > 1
-    for line in lines[1:]:
-        assert line.startswith("step ") and "loss" in line and "steps/s" in line and line.endswith("left"), line
-    assert lines[-1].startswith("step 12/12")
+def test_trained_parameters_alone_are_enough_with_what_they_were_trained_on(
+    tiny_run: Path, experiment: Experiment, tmp_path: Path
+) -> None:
+    """Resumed and loaded from the trained half; another base is refused, by name."""
+    changes = {f"model.{part}.frozen": True for part in ("image", "prompt", "text")}
+    changes |= {"train.save": "trainable", "train.steps": 6}
+    small = tiny.without_evaluations(config.override(experiment, changes))
+    workdir = tmp_path / "run"
+    last = train.train(small, workdir)
+    losses, (folder, step) = losses_of(workdir), store.find(workdir)
+    saved = store.saved_shapes(folder, step)
+    assert saved.keys() == {path for path, leaf in param_rules.paths(last.trainable).items() if leaf is not None}
+    assert 0 < len(saved) < len(param_rules.paths(last.params)) / 2
+    loaded = predict.load_params(small, folder, step)
+    for path, value in param_rules.paths(last.best_params).items():
+        np.testing.assert_array_equal(param_rules.paths(loaded)[path], value, err_msg=path)
+
+    shutil.rmtree(folder / "6")
+    resumed = train.train(small, workdir)
+    assert losses_of(workdir) == losses
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, last.params)
+
+    other = config.override(small, {"train.seed": 7})
+    with pytest.raises(
+        ValueError, match="frozen parameters, image.* first, are not those that .* was trained on"
+    ) as caught:
+        predict.load_params(other, folder, 6)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="holds trained parameters only, expected all"):
+        train.check_init(start_from(experiment, workdir), loaded)
 
 
 # ---- Going on, in this process
@@ -268,10 +294,10 @@ def continued(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, experime
         seen["decoded"] += 1
         return read(*args, **kwargs)
 
-    def kept(now: state.TrainState) -> dict[str, Any]:
+    def kept(now: state.TrainState, *only: bool) -> dict[str, Any]:
         if not isinstance(now.step, jax.ShapeDtypeStruct):  # resuming asks for the form only
             seen["saved"][int(now.step)] = now
-        return arrays(now)
+        return arrays(now, *only)
 
     patch.setattr(image, "read_image", counted)
     patch.setattr(train, "saved_arrays", kept)
@@ -379,7 +405,7 @@ def test_a_run_resumes_without_the_file_of_its_vocabulary(tiny_run: Path, experi
         ({"data.split": "tset"}, "split is 'tset', expected one of"),
         ({"data.dir": "/nowhere"}, "data.dir is '/nowhere', expected the folder"),
         ({"optim.warmup_steps": 12}, "optim.warmup_steps is 12, expected fewer than train.steps"),
-        ({"mesh.tensor": 3}, "mesh is data=-1, fsdp=1, tensor=3"),
+        ({"mesh.tensor": 3}, "mesh is data=-1, fsdp=-1, tensor=3"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_compiled_or_written(
@@ -500,7 +526,7 @@ def test_parameters_are_taken_over_by_name(tiny_run: Path, experiment: Experimen
     fresh["location"]["extra"] = jnp.full(3, 7.0)
     moved = fresh.pop("extractor")
     taken = train.take_over(
-        start_from(experiment, tiny_run, new=("location/extra",), unused=("extractor/.*",)), fresh, quiet()
+        start_from(experiment, tiny_run, new=("location/extra",), unused=("extractor/.*",)), fresh, quiet
     )
     np.testing.assert_array_equal(taken["location"].pop("extra"), 7.0)
     assert moved and "extractor" not in taken
@@ -514,7 +540,7 @@ def test_what_does_not_fit_is_refused_and_named(tiny_run: Path, experiment: Expe
     other["visual_projection"]["bias"] = jnp.zeros(5)
     del other["visual_norm"]["scale"]
     with pytest.raises(ValueError, match="does not fit the model") as caught:
-        train.take_over(start_from(experiment, tiny_run), other, quiet())
+        train.take_over(start_from(experiment, tiny_run), other, quiet)
     said = str(caught.value)
     assert "location/extra is not in it" in said
     assert "visual_norm/scale has no place here" in said
@@ -522,7 +548,7 @@ def test_what_does_not_fit_is_refused_and_named(tiny_run: Path, experiment: Expe
     assert "\n" not in said and said.count(";") == 2
     # A parameter of another shape may be named as new, and then starts from nothing.
     named = start_from(experiment, tiny_run, new=(".*extra", "visual_projection/bias"), unused=("visual_norm/scale",))
-    taken = train.take_over(named, other, quiet())
+    taken = train.take_over(named, other, quiet)
     np.testing.assert_array_equal(taken["visual_projection"]["bias"], 0)
 
 
