@@ -3,8 +3,8 @@
     make proof NAME=stages         # resumable: a stage that was run is not run again
 
 Each is the experiment with its losses, rates, frozen parts, layer decay, augmentation and groups of batches, at a tiny
-size and a warm-up of one step: of every part that is to be trained something has to move, and nothing else. Writes docs/proof/stages.json and a table of docs/recipes.md;
-`make test` samples it (tests/experiments/test_stages.py).
+size and a warm-up of one step: of every part that is to be trained something has to move, and nothing else. Writes
+docs/proof/stages.json and a table of docs/recipes.md; `make test` samples it (tests/experiments/test_stages.py).
 """
 
 import dataclasses
@@ -25,17 +25,9 @@ from pixel_align.config import load
 from pixel_align.data import DataConfig
 from pixel_align.experiment import Experiment
 from pixel_align.models.pixel_llm import PixelLLMConfig
-from pixel_align.nn.bert import BertConfig
-from pixel_align.nn.box_decoder import BoxDecoderConfig
-from pixel_align.nn.eva_vit import EvaVitConfig
 from pixel_align.nn.image_features import FusionConfig
-from pixel_align.nn.location_head import LocationHeadConfig
 from pixel_align.nn.mask_adapter import MaskAdapterConfig
 from pixel_align.nn.mask_decoder import MaskDecoderConfig
-from pixel_align.nn.prompt_encoder import PromptEncoderConfig
-from pixel_align.nn.prompt_extractor import PromptExtractorConfig
-from pixel_align.nn.sam_vit import SamVitConfig
-from pixel_align.nn.t5 import T5Config
 from pixel_align.train import make_train_step
 
 CANVAS, STEPS = 64, 3
