@@ -50,9 +50,9 @@ def tables(report: dict[str, Any]) -> str:
     narratives = tasks.pop(quickstart.NARRATIVES)
     keys = quickstart.KEYS[quickstart.NARRATIVES]
     lines = [
-        f"`{report['command']}`, commit {report['commit']}, {report['machine']}, {report['seconds'] / 60:.1f} min without "
-        f"the installation: {report['scenes']['train']:,} drawn scenes to train on, {report['scenes']['unseen']} unseen "
-        f"ones to score, a first stage of {report['first_stage']['steps']} steps.",
+        f"`{report['command']}`, commit {report['commit']}, {report['machine']}, {report['seconds'] / 60:.1f} min "
+        f"without the installation: {report['scenes']['train']:,} drawn scenes to train on, "
+        f"{report['scenes']['unseen']} unseen ones to score, a first stage of {report['first_stage']['steps']} steps.",
         "",
         f"| narratives | steps | {' | '.join(f'`{key}`' for key in keys)} |",
         "|---" * (len(keys) + 2) + "|",
