@@ -50,13 +50,14 @@ def text(
     weights: jax.Array,
     smoothing: float = 0.0,
     bias: jax.Array | None = None,
+    parts: int = 1,
 ) -> Sums:
     """Cross-entropy with label smoothing, in nats, from features and the vocabulary layer's kernel and bias.
 
     The logits are made chunk by chunk along N and T and made again in the backward pass: neither [B, N, T, V] nor a
     one-hot ever exists. B is not cut, as it is what devices share out: twice B * V * 4 bytes of a device's B is the
-    least that is needed. Smoothing spreads `smoothing` evenly over the
-    V - 1 wrong labels, as GRiT and PixelLLM do.
+    least that is needed. Each chunk reads the whole kernel: where devices hold parts of it, gather it before.
+    Smoothing spreads `smoothing` evenly over the V - 1 wrong labels, as GRiT and PixelLLM do.
 
     Args:
       features: Float[B, N, T, D]. kernel: Float[D, V].
@@ -64,10 +65,11 @@ def text(
       weights: Float[B, N, T], 0 where there is nothing to predict.
       smoothing: in [0, 1).
       bias: Float32[V], None for none.
+      parts: into how many B is split over devices: a chunk is as large as one of them can hold.
     """
     b, n, t, _ = features.shape
     vocabulary = kernel.shape[1]
-    chunk = max(1, min(n * t, _CHUNK_BYTES // (4 * b * vocabulary)))
+    chunk = max(1, min(n * t, _CHUNK_BYTES * parts // (4 * b * vocabulary)))
     chunks = -(-n * t // chunk)
     padding = chunks * chunk - n * t
 

@@ -34,6 +34,7 @@ from pixel_align.nn import (
     location_head,
     mask_adapter,
     mask_decoder,
+    partitioning,
     prompt_encoder,
     prompt_extractor,
     region_head,
@@ -455,11 +456,13 @@ def loss(outputs: Outputs, batch: Batch, config: PixelLLMConfig) -> losses.Terms
     if c.text:
         sums = losses.text(
             outputs.text_features[:, :, :-1],
-            outputs.vocabulary_kernel,
+            # Gathered here once: left as it lies, it would be gathered for every chunk.
+            partitioning.constrain(outputs.vocabulary_kernel, (None, "vocabulary")),
             outputs.text_tokens[..., 1:],
             text_weights,
             c.label_smoothing,
             outputs.vocabulary_bias,
+            partitioning.parts("batch", len(outputs.text_features)),
         )
         terms["text"] = c.text, sums
     if c.point:

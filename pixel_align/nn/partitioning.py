@@ -1,5 +1,6 @@
 """Logical sharding constraints: a part names its axes, the mesh in force says where they go, no mesh means nothing."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -25,14 +26,24 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
         raise ValueError(
             f"The names are {tuple(names)}, expected {x.ndim}, one for each axis of {x.shape}. Name them all."
         )
-    mesh = jax.sharding.get_abstract_mesh()
-    automatic = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-    spec = []
-    for size, name in zip(x.shape, names, strict=True):
-        chosen: list[str] = []
-        for axis in LOGICAL_AXES.get(name, ()) if name else ():
-            if axis in automatic and size % mesh.shape[axis] == 0:
-                chosen.append(axis)
-                size //= mesh.shape[axis]
-        spec.append(tuple(chosen) or None)
+    chosen = [_axes(name, size) for size, name in zip(x.shape, names, strict=True)]
+    spec = [axes or None for axes in chosen]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
+
+
+def parts(name: str, size: int) -> int:
+    """Into how many parts the mesh in force splits an axis of that logical name and size; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in _axes(name, size))
+
+
+def _axes(name: str | None, size: int) -> tuple[str, ...]:
+    """The axes of the mesh in force that split an axis of that logical name and size."""
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    chosen: list[str] = []
+    for axis in LOGICAL_AXES.get(name, ()) if name else ():
+        if axis in automatic and size % mesh.shape[axis] == 0:
+            chosen.append(axis)
+            size //= mesh.shape[axis]
+    return tuple(chosen)
