@@ -66,6 +66,11 @@ class Store:
                 if path.name.isdigit() and int(path.name) not in whole:
                     shutil.rmtree(path)
         _everyone("the checkpoints are in order")
+        if not self.folder.is_dir():
+            raise ValueError(
+                f"checkpoint folder {str(self.folder)!r} is not there, expected the one that process 0 made. Give a "
+                "--workdir that all hosts see."
+            )
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
