@@ -116,7 +116,7 @@ def compile_one(program: Program, run: Run, where: Topology, *, fast: bool = Fal
     try:
         compiled = lowered.compile(compiler_options=FAST if fast else {})
     except jax.errors.JaxRuntimeError as error:
-        needed, room = _overflow(str(error))
+        needed, room = overflow(str(error))
         seconds = {"trace": ready - begun, "compile": time.perf_counter() - ready}
         return Report(
             **said,
@@ -204,7 +204,7 @@ def advice(run: Run, program: str) -> str:
     return "Set a smaller batch_size in evals, or take more chips."
 
 
-def _overflow(message: str) -> tuple[int, int]:
+def overflow(message: str) -> tuple[int, int]:
     """(bytes that are needed, bytes that there are) from the compiler's error.
 
     Raises ValueError for another error.
