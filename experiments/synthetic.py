@@ -86,12 +86,12 @@ def experiment(stage: str) -> Experiment:
     if not speaks:
         losses = dataclasses.replace(losses, text=0.0, point=0.0, presence=0.0, alignment=0.0, mask=0.0)
     further = (
-        Group(EXPRESSIONS, 24, REFER, weight=3.0),
-        Group(EXPRESSIONS, 4, SEGMENT),
-        Group(REGIONS, 8, DESCRIBE),
+        Group(EXPRESSIONS, 24, REFER, weight=2.0),
+        Group(EXPRESSIONS, 4, SEGMENT, weight=0.5),
+        Group(REGIONS, 8, DESCRIBE, weight=0.5),
     )
     if everything:
-        further = (*further, Group(DENSE, 8, DENSECAP), Group(QUESTIONS, 8, ANSWER))
+        further = (*further, Group(DENSE, 8, DENSECAP, weight=0.5), Group(QUESTIONS, 8, ANSWER, weight=0.5))
     return Experiment(
         model=dataclasses.replace(
             model(), loss=losses, detector=dataclasses.replace(model().detector, enabled=everything)
@@ -103,7 +103,7 @@ def experiment(stage: str) -> Experiment:
             further=further if speaks else (),
         ),
         optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.999, final_lr=0.02 if speaks else 1.0),
-        train=Train(steps=7_000 if speaks else 2_000, log_every=20, checkpoint_every=500, keep=1),
+        train=Train(steps=5_000 if speaks else 2_000, log_every=20, checkpoint_every=500, keep=1),
     )
 
 
@@ -167,7 +167,7 @@ def run(
     scenes: Annotated[int, typer.Option(help="Training scenes.")] = 20_000,
     unseen: Annotated[int, typer.Option(help="Scenes for evaluation.")] = 320,
     first_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 2_000,
-    steps: Annotated[int, typer.Option(help="Steps of all tasks.")] = 7_000,
+    steps: Annotated[int, typer.Option(help="Steps of all tasks.")] = 5_000,
     everything: Annotated[bool, typer.Option(help="Also dense captions and questions.")] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Settings of both stages.")
