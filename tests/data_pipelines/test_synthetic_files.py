@@ -182,6 +182,23 @@ def test_questions_are_in_llavas_form(files: Files, scenes: list[synthetic.Scene
         assert tuple(pairs) == tuple(map(tuple, questions(scene)))
 
 
+def test_a_vocabulary_is_trained_on_what_is_said_and_what_asks(files: Files, scenes: list[synthetic.Scene]) -> None:
+    found = set(synthetic.texts(files))
+    for told in scenes:
+        assert {f"where is {one.text}" for one in expressions(told)} <= found
+        assert {phrase(thing) for thing in told.things} <= found
+        assert {f"Question: {one.text} Answer:" for one in questions(told)} | {
+            one.answer for one in questions(told)
+        } <= found
+    assert "an object of" in found
+    few = synthetic.texts(
+        files, most=2
+    )  # narratives, expressions; phrases and what asks for them; questions and answers
+    assert len(few) == 2 + 2 + 4 + 4
+    alone = dataclasses.replace(files, refs=None, region_descriptions=None, questions=None)
+    assert len(synthetic.texts(alone)) == SCENES
+
+
 def test_only_what_is_asked_for_is_written(tmp_path: Path) -> None:
     plain = synthetic.write(WORLD, tmp_path / "plain", 2, 0)
     assert {path.name for path in plain.narratives.parent.iterdir()} == {
