@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pixel_align.nn.attention import attention
 from pixel_align.nn.blocks import ComputeDtype, DropPath, LayerNorm
+from pixel_align.nn.partitioning import constrain
 from pixel_align.nn.positions import resize_positions
 from pixel_align.nn.rotary import rotary_angles, rotate
 from pixel_align.nn.stack import Remat, run_stack, stack
@@ -115,7 +116,7 @@ class EvaAttention(nn.Module):
 
         def heads(name: str, bias: bool) -> jax.Array:
             y = nn.Dense(width, use_bias=bias, name=name, dtype=x.dtype)(x)
-            return y.reshape(*y.shape[:-1], self.num_heads, head)
+            return constrain(y.reshape(*y.shape[:-1], self.num_heads, head), ("batch", None, "heads", None))
 
         def turned(y: jax.Array) -> jax.Array:
             return jnp.concatenate([y[:, :1], rotate(y[:, 1:], angles)], axis=1)
@@ -180,9 +181,10 @@ class EvaVit(nn.Module):
         x = x + resize_positions(table, h, w, c.antialias).astype(x.dtype)
         first = jnp.broadcast_to((self.class_token + self.positions[0]).astype(x.dtype), (b, 1, d))
         angles = rotary_angles(h, w, d // c.num_heads, c.rotary_grid)
+        x = jnp.concatenate([first, x.reshape(b, h * w, d)], axis=1)
         x, _ = run_stack(
             self.layers,
-            jnp.concatenate([first, x.reshape(b, h * w, d)], axis=1),
+            constrain(x, ("batch", None, None)),  # pictures are shared out; left open, channels would be
             jnp.linspace(0.0, c.drop_path, c.depth),
             angles,
             train=train and not c.frozen and c.drop_path > 0,

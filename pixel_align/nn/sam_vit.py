@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pixel_align.nn.attention import attention
 from pixel_align.nn.blocks import MLP, ComputeDtype, LayerNorm
+from pixel_align.nn.partitioning import constrain
 from pixel_align.nn.positions import resize_positions, resize_relative
 from pixel_align.nn.stack import Remat, run_stack, stack
 from pixel_align.param_rules import PartRules
@@ -136,7 +137,7 @@ class RelativeAttention(nn.Module):
         b, h, w, width = x.shape
         head = width // self.num_heads
         qkv = nn.Dense(3 * width, name="qkv", dtype=x.dtype)(x).reshape(b, h * w, 3, self.num_heads, head)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = (constrain(qkv[:, :, i], ("batch", None, "heads", None)) for i in range(3))
         tables = [
             self.param(f"relative_{axis}", nn.initializers.zeros, (2 * self.table_side - 1, head)) for axis in "hw"
         ]
@@ -254,6 +255,7 @@ class SamVit(nn.Module):
             c.grid(side)
         x = self.patch_embedding(images.astype(c.dtype))
         x = x + resize_positions(self.positions, x.shape[1], x.shape[2], c.antialias).astype(x.dtype)
+        x = constrain(x, ("batch", None, None, None))  # pictures are shared out; left open, channels would be
         x, _ = run_stack(self.groups, x)
         x = self.neck_in_norm(self.neck_in(x))
         return self.neck_out_norm(self.neck_out(x))

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from pixel_align.nn.attention import attention
 from pixel_align.nn.blocks import LayerNorm
+from pixel_align.nn.partitioning import constrain
 from pixel_align.nn.stack import run_stack, stack
 from pixel_align.sizes import check_at_least, check_heads
 
@@ -135,6 +136,7 @@ class TwoWayTransformer(nn.Module):
         image_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         tokens, image, image_code = (x.astype(self.dtype) for x in (tokens, image, image_code))
+        tokens, image = (constrain(x, ("batch", None, None)) for x in (tokens, image))
         code = tokens
         later = (jnp.arange(self.depth) > 0).astype(jnp.float32)
         (tokens, image), _ = run_stack(self.layers, (tokens, image), later, (code, image_code, token_mask, image_mask))
