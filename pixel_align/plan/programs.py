@@ -63,7 +63,7 @@ def on_mesh(config: Experiment, devices: list[Any]) -> Run:
     rules = models.family_of(config.model).rules(config.model)
     params = jax.eval_shape(lambda: init_params(config))
     optimizer = optim.optimizer(config.optim, config.train.steps, params, rules)
-    abstract = jax.eval_shape(lambda: make_state(config, params, rules, optimizer))
+    abstract = jax.eval_shape(lambda params: make_state(config, params, rules, optimizer), params)
     mesh = sharding.make_mesh(
         config.mesh,
         devices,

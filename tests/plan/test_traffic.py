@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pixel_align import losses, sharding
+from pixel_align import losses, param_rules, sharding
 from pixel_align.batch import Outputs, Shape, spec
 from pixel_align.models import pixel_llm
 from pixel_align.models.pixel_llm import PixelLLMConfig
-from pixel_align.nn import partitioning
-from pixel_align.plan import counter
+from pixel_align.nn import eva_vit, partitioning, sam_vit
+from pixel_align.nn.eva_vit import EvaVit, EvaVitConfig
+from pixel_align.nn.sam_vit import SamVit, SamVitConfig
+from pixel_align.plan import counter, traced
 
 WIDTH, CHIPS, EXAMPLES = 64, 8, 16
 
@@ -53,3 +55,28 @@ def test_parts_are_those_of_the_mesh_in_force() -> None:
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))):
         assert [partitioning.parts("batch", size) for size in (16, 2, 3)] == [4, 2, 1]
         assert partitioning.parts("vocabulary", 16) == 2
+
+
+@pytest.mark.parametrize("kind", ["eva", "sam"])
+def test_encoders_share_out_pictures_and_not_channels(kind: str) -> None:
+    """Left to the partitioner they did more than twice their work on 16 chips."""
+    encoder: Any = EvaVit(EvaVitConfig.tiny()) if kind == "eva" else SamVit(SamVitConfig.tiny())
+    rules = (eva_vit if kind == "eva" else sam_vit).rules(encoder.config).sharding
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=CHIPS))
+    pictures = jax.ShapeDtypeStruct((CHIPS, 112, 112, 3), jnp.float32, sharding=sharding.over_batch(mesh))
+    params = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 112, 112, 3))))["params"]
+    placed = jax.tree.map(
+        lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.resolve(names, x.shape, mesh)),
+        params,
+        param_rules.match(rules, params),
+    )
+
+    def loss(params: Any, pictures: jax.Array) -> jax.Array:
+        return jnp.square(encoder.apply({"params": params}, pictures)).mean()
+
+    with jax.set_mesh(mesh):
+        trace = jax.jit(jax.grad(loss), out_shardings=jax.tree.map(lambda x: x.sharding, placed)).trace(
+            placed, pictures
+        )
+        counts = counter.count(trace.lower().compile().as_text())
+    assert CHIPS * sum(counts.flops.values()) == pytest.approx(traced.flops(trace.jaxpr.jaxpr), rel=0.05)
