@@ -81,8 +81,10 @@ def train(
             with distributed.together():
                 files = [*filter(None, [experiment]), *(gin_file or ())]
                 run(config.load(files, changes or (), bindings=gin_binding or ()), workdir)
+        distributed.end(0)
     except distributed.Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
+        distributed.end(distributed.STOPPED)
         raise typer.Exit(distributed.STOPPED) from stopped
     except typer.Exit as left:
         distributed.end(left.exit_code)

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 START = 50  # seconds in which all processes have to come up
 HEARTBEAT = 25  # seconds without a heartbeat after which jax takes a process for dead
 ANSWER = 50  # seconds in which every process has to say what it is about to do
+PATIENCE = 7_200  # seconds for all to compile; who is dead is found by its heartbeat
 LEAVE = 10  # seconds for jax to end the engine, and for a failure to reach everyone
 STOPPED = os.EX_TEMPFAIL  # 75: the exit code of a run that was told to stop and can be resumed
 FAILED = 2  # the exit code where a process, this one or another, said what is wrong
@@ -172,7 +173,9 @@ def _depart(client: Any, index: int, count: int) -> None:
 
 
 def end(code: int) -> None:
-    """Leaves a run of several processes at once: those that are left have nothing to say to each other."""
+    """Ends a process of several at once, when all is said and saved: what jax and TensorFlow do at an interpreter's end
+    may wait for processes that are gone. Does nothing in a run of one process.
+    """
     if _service()[2] > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -226,6 +229,13 @@ def gather(value: Any) -> list[Any]:
     room = 1 << int(sizes.max() - 1).bit_length()
     everyone = multihost_utils.process_allgather(np.pad(own, (0, room - own.size)))
     return [pickle.loads(zlib.decompress(one[:size].tobytes())) for one, size in zip(everyone, sizes, strict=True)]
+
+
+def meet(reached: str) -> None:
+    """Waits for all processes, for as long as they live; each place is met at once."""
+    client, _, count = _service()
+    if client is not None and count > 1:
+        client.wait_at_barrier(f"{_KEYS}/{reached}", 1000 * PATIENCE)
 
 
 class Stop:

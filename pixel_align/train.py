@@ -174,6 +174,14 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
     train_step = jax.jit(
         make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
     )
+    if jax.process_count() > 1:
+        # Compiled by all before any runs it: who comes first would wait inside, and not for long.
+        batch = [family.batch_spec(model, read.batch_size) for model, read in config.batches()]
+        lies = sharding.over_batch(mesh)
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), tuple(batch))
+        with jax.set_mesh(mesh):
+            train_step = train_step.lower(abstract, placed).compile()
+        distributed.meet("the step is compiled")
     learning_rate = optim.schedule(config.optim, config.train.steps)
     first = int(state.step)
     log = MetricsLog(workdir, first, writes=first_process)
