@@ -31,7 +31,7 @@ from pixel_align.models.pixel_llm import PixelLLM, PixelLLMConfig
 from pixel_align.nn import attention
 from pixel_align.nn.image_features import grid
 from pixel_align.plan import model_flops
-from pixel_align.state import init_params, make_state
+from pixel_align.state import make_state
 from pixel_align.train import make_train_step
 
 REGIONS, WORDS = 16, 16  # of a step with many regions: how many, of how many tokens each
@@ -156,9 +156,10 @@ def _step(config: Experiment, label: str) -> list[Measured]:
     model, size = config.model, config.data.batch_size
     assert isinstance(model, PixelLLMConfig)
     rules = models.family_of(model).rules(model)
-    params = jax.jit(lambda: init_params(config))()
+    params = _params(config)
     optimizer = optim.optimizer(config.optim, config.train.steps, params, rules)
-    state = jax.jit(lambda params: make_state(config, params, rules, optimizer))(params)
+    # A copy: a step is handed its state for good.
+    state = make_state(config, jax.tree.map(jnp.copy, params), rules, optimizer)
     batch = jax.device_put(drawn(model, size))
     parts = _parts(model, params, batch)
     step = Program(make_train_step(config, optimizer), state, ((batch,),), carries=True)
@@ -176,6 +177,18 @@ def _step(config: Experiment, label: str) -> list[Measured]:
             notes["flops_per_second"] = by_part[name] / part.seconds
         rows.append(Measured(f"step_{label}/{name}", size, "examples", part.seconds, notes=notes | part.notes()))
     return rows
+
+
+def _params(config: Experiment) -> Any:
+    """Parameters as training begins with; the shape of its batches does not matter to them."""
+    assert isinstance(config.model, PixelLLMConfig)
+    shape = dataclasses.replace(config.model.shape, regions=1, prompts=1, text=4, instruction=2, objects=0)
+    return _made(dataclasses.replace(config.model, shape=shape), config.train.seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _made(model: PixelLLMConfig, seed: int) -> Any:
+    return jax.jit(lambda: models.family_of(model).init(model, seed))()
 
 
 def _part_of(name: str) -> str:
@@ -284,7 +297,7 @@ def measure_shared_prompt(config: Experiment) -> list[Measured]:
         assert isinstance(made.model, PixelLLMConfig)
         shape = dataclasses.replace(made.model.shape, prompts=prompts)
         model = dataclasses.replace(made.model, shape=shape)
-        params = jax.jit(lambda config: init_params(config), static_argnums=0)(dataclasses.replace(made, model=model))
+        params = _params(made)
         mask = param_rules.match(models.family_of(model).rules(model)["trainable"], params)
         before = "(image|prompt|extractor|visual_projection|visual_norm)/.*"
         halves = param_rules.split(_subtree(params, before), _subtree(mask, before))
@@ -340,7 +353,7 @@ def _gradient(config: Experiment, *, everything: bool = False) -> tuple["Program
     model = config.model
     assert isinstance(model, PixelLLMConfig)
     family = models.family_of(model)
-    params = jax.jit(lambda: init_params(config))()
+    params = _params(config)
     halves = param_rules.split(params, param_rules.match(family.rules(model)["trainable"], params))
     batch = jax.device_put(drawn(model, config.data.batch_size))
 

@@ -29,9 +29,17 @@ def experiment() -> Experiment:
     return dataclasses.replace(whole, model=model, data=dataclasses.replace(whole.data, batch_size=2))
 
 
+def rough(model: Any, seed: int = 0) -> Any:
+    """Parameters without compiling their initialisation."""
+    random = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: models.family_of(model).init(model))
+    return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape) / 4, x.dtype), shapes)
+
+
 @pytest.fixture(autouse=True)
-def once(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "TURNS", 1)
+    monkeypatch.setattr(benchmark, "_made", rough)
 
 
 def test_a_drawn_batch_fits_the_model_and_uses_every_slot(experiment: Experiment) -> None:
@@ -48,7 +56,7 @@ def test_a_drawn_batch_fits_the_model_and_uses_every_slot(experiment: Experiment
 def test_the_parts_one_after_the_other_are_the_step(experiment: Experiment) -> None:
     config = benchmark.with_regions(experiment, 1)
     model, family = config.model, models.family_of(config.model)
-    params = jax.jit(lambda: family.init(model))()
+    params = benchmark._params(config)
     batch: Any = benchmark.drawn(model, 2)  # type: ignore[arg-type]
     module = PixelLLM(model)  # type: ignore[arg-type]
 
@@ -69,9 +77,28 @@ def test_the_parts_one_after_the_other_are_the_step(experiment: Experiment) -> N
     assert sorted(owned) == sorted(benchmark._paths(params, ".*"))
 
 
-def test_a_step_and_its_parts_have_rows(experiment: Experiment) -> None:
-    step, *parts = benchmark.measure_step_1(experiment)
-    assert step.name == "step_1" and [part.name for part in parts] == [f"step_1/{name}" for name in benchmark.PARTS]
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are traced, and neither compiled nor run: they answer zeros."""
+
+    class Traced(benchmark.Program):
+        def __init__(self, function: Any, state: Any, given: Any, *, carries: bool = False) -> None:
+            out = jax.eval_shape(function, state, *given)
+            self.state, self.zeros = state, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), out)
+            self.compile_seconds, self.seconds, self.temporaries, self.bytes = 0.5, 0.25, 7, 100
+            if carries:
+                assert jax.tree.structure(out[0]) == jax.tree.structure(state)
+
+        def once(self) -> Any:
+            self.seconds = 0.25
+            return self.zeros
+
+    monkeypatch.setattr(benchmark, "Program", Traced)
+
+
+def test_a_step_and_its_parts_have_rows(experiment: Experiment, traced: None) -> None:
+    step, *parts = benchmark.measure_step_16(experiment)
+    assert step.name == "step_16" and [part.name for part in parts] == [f"step_16/{name}" for name in benchmark.PARTS]
     assert step.notes["flops_per_second"] > 0 and step.notes["device_bytes"] > step.notes["compile_seconds"] > 0
     assert all(part.seconds > 0 and part.notes["flops_per_second"] > 0 for part in parts)
     left = step.seconds - sum(part.seconds for part in parts)
@@ -88,13 +115,26 @@ def test_gradients_are_of_what_is_trained_and_of_what_is_given_where_that_hangs_
     assert len(benchmark._both(function, False, halves, jnp.asarray(5.0), None)[1]) == 1
 
 
-@pytest.mark.parametrize("name", ["shared_prompt", "frozen_parts", "chunked_loss", "lora_products", "attention"])
+@pytest.mark.parametrize("name", ["chunked_loss", "lora_products", "attention"])
 def test_a_saving_and_its_twin_say_the_same(name: str, experiment: Experiment) -> None:
     (row,) = benchmark.measurements()[name](experiment)
     assert row.name == name and row.against and row.ratio is not None and row.ratio > 0
     assert row.notes["difference"] < 1e-4
-    if name == "frozen_parts":
-        assert row.notes["twin_device_bytes"] > row.notes["device_bytes"]
+
+
+def test_a_shared_prompt_has_a_row_beside_its_twin_and_beside_one_region(experiment: Experiment, traced: None) -> None:
+    (row,) = benchmark.measure_shared_prompt(experiment)
+    assert (row.name, row.ratio, row.notes["to_one_region"], row.notes["difference"]) == ("shared_prompt", 1, 1, 0)
+
+
+def test_a_twin_also_asks_for_gradients_of_what_is_frozen(experiment: Experiment, traced: None) -> None:
+    config = benchmark.with_regions(experiment, 1)
+    counts = [
+        len(jax.tree.leaves(benchmark._gradient(config, everything=everything)[0].once()[1]))
+        for everything in (False, True)
+    ]
+    params = benchmark._params(config)
+    assert 0 < counts[0] < counts[1] == len(jax.tree.leaves(params))
 
 
 def test_nothing_frozen_and_no_adapters_have_no_row() -> None:
@@ -116,7 +156,7 @@ def repr_of(config: Experiment) -> str:
 
 def test_what_is_measured_is_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
-        (["train"], "experiment is ''"),
+        (["train"], "experiment is '.'"),
         (["train", "--preset", "xl"], "--preset is 'xl', expected one of quickstart, bench"),
         (["train", "--preset", "bench", "--only", "speed"], "measurement is 'speed', expected one of step_1"),
         (["speed"], "WHAT is 'speed', expected metrics, padding, train or input"),
