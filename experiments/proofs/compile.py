@@ -68,11 +68,9 @@ def rows() -> list[Row]:
     """All rows: the two joint recipes over topologies, the others on 16 chips, large canvases."""
     slices = (("v5e-16", "v5e:4x4", 1), ("v5e-64", "v5e:8x8", 4), ("v5e-256", "v5e:16x16", 16))
     slices += (("v5p-64", "v5p:4x4x4", 4), ("v6e-64", "v6e:8x8", 4))
-    all_programs = ("train", "evaluate", "decode")
-    found = []
-    for name, topology, times in slices:
-        programs = all_programs if times == 1 else ("train",)
-        found.append(Row(f"joint-{name}", "experiments/multitask.py", topology, joint(times), programs))
+    found = [Row(f"joint-{name}", "experiments/multitask.py", where, joint(times)) for name, where, times in slices]
+    answers = ("evaluate", "decode")
+    found.append(Row("joint-answers-v5e-16", "experiments/multitask.py", "v5e:4x4", joint(1), answers))
     for name, topology, times in slices:
         changes = (*joint(times), *MASKS)
         found.append(Row(f"joint-masks-{name}", "experiments/multitask_masks.py", topology, changes))
