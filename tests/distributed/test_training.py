@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +11,9 @@ from pixel_align.checkpoints import store
 from tests import tiny
 from tests.distributed import processes
 
-# The tiny experiment; one of the processes, which is not the first, is told to stop in its seventh step. What follows
-# is slow, as steps are where it matters: the others have to hear of it.
+# The tiny experiment; one of the processes, which is not the first, is told to stop in its fifth step. What follows is
+# slow, as steps are where it matters: the others have to hear of it. Evaluations by several processes are compared in
+# `make proof NAME=processes`: to compile them takes longer than all of this.
 STOPPED = """
 import os, signal, time
 import jax
@@ -23,32 +23,26 @@ from tests import tiny
 write = train.MetricsLog.write
 def told(self, step, values):
     write(self, step, values)
-    if step == 7 and "loss" in values and jax.process_index() == 1:
+    if step == 5 and jax.process_index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    if step >= 7:
+    if step >= 5:
         time.sleep(1)
 train.MetricsLog.write = told
-get_config = tiny.get_config
+get_config = lambda: tiny.without_evaluations(tiny.get_config())
 """
 
 
-def lines_of(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def figures(workdir: Path) -> dict[tuple[int, str], float]:
-    """(step, name) -> what the log of a run says that is not a time."""
-    lines = lines_of(workdir)
-    timed = {"steps_per_second", "data_wait", "step"}
-    found = [(line["step"], name, value) for line in lines for name, value in line.items() if name not in timed]
-    assert len({(step, name) for step, name, _ in found}) == len(found), "a step stands twice"
-    return {(step, name): value for step, name, value in found}
+def losses_of(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert len(dict(found)) == len(found), "a step stands twice"
+    return dict(found)
 
 
 def test_two_processes_learn_what_one_does_stop_together_and_one_goes_on(
     tiny_run: Path, tiny_world: Path, tmp_path: Path
 ) -> None:
-    """Four devices each, against eight in one process: losses, evaluations, and the position of the data."""
+    """Four devices each, against eight in one process: losses, and the position of the data."""
     experiment, workdir = tmp_path / "stopped.py", tmp_path / "run"
     experiment.write_text(STOPPED)
     changes = [part for change in [*tiny.in_world(tiny_world), "data.readers=1"] for part in ("--set", change)]
@@ -56,8 +50,8 @@ def test_two_processes_learn_what_one_does_stop_together_and_one_goes_on(
     ended = processes.ends(processes.begin(commands, devices=4), within=500)
     assert [code for code, _, _ in ended] == [distributed.STOPPED] * 2, ended
     folder, reached = store.find(workdir)
-    assert 7 <= reached < 12, "all processes stopped at one step, soon"
-    assert store.steps_of(folder) == [4, reached]
+    assert 5 <= reached < 12, "all processes stopped at one step, soon"
+    assert store.steps_of(folder)[0] == 4
     for _, _, err in ended:
         assert err.splitlines()[-1] == f"stopped: step {reached} is saved. Start the run again to go on."
     # The first process speaks for all.
@@ -66,8 +60,7 @@ def test_two_processes_learn_what_one_does_stop_together_and_one_goes_on(
     assert position["drawn"] == reached * 8 and list(position["readers"]) == ["0"]
 
     assert jax.process_count() == 1
-    train.train(config.load(tiny.__file__, tiny.in_world(tiny_world)), workdir)
-    expected, found = figures(tiny_run), figures(workdir)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=1e-6, err_msg=str(name))
+    train.train(tiny.without_evaluations(config.load(tiny.__file__, tiny.in_world(tiny_world))), workdir)
+    expected, found = losses_of(tiny_run), losses_of(workdir)
+    assert list(found) == list(expected) == list(range(1, 13))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
