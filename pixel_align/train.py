@@ -171,7 +171,7 @@ def train(config: Experiment, workdir: str | os.PathLike[str]) -> TrainState:
         console.print(str(overlap), highlight=False, soft_wrap=True)
 
     # ---- Loop
-    train_step = jax.jit(
+    train_step: Any = jax.jit(
         make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
     )
     if jax.process_count() > 1:
