@@ -68,11 +68,11 @@ EVALS = (
     Eval(task=QUESTIONS, mode="answer", shape=ANSWER),
 )
 FURTHER = (
-    Group(EXPRESSIONS, 12, REFER, weight=2.0),
+    Group(EXPRESSIONS, 12, REFER, weight=3.0),
     Group(EXPRESSIONS, 3, SEGMENT),
     Group(REGIONS, 8, DESCRIBE),
-    Group(DENSE, 8, DENSECAP),
-    Group(QUESTIONS, 8, ANSWER),
+    Group(DENSE, 8, DENSECAP, weight=0.5),
+    Group(QUESTIONS, 8, ANSWER, weight=0.5),
 )
 VOCABULARY, PIECES = "vocabulary.model", 280  # nearly all words whole: texts are short
 KEYS = {
@@ -123,7 +123,7 @@ def experiment(stage: str) -> Experiment:
         ),
         # The first stage ends at full speed: the second goes on from there.
         optim=Optim(peak_lr=2e-3, warmup_steps=100, b2=0.98, average=0.997, final_lr=0.02 if speaks else 1.0),
-        train=Train(steps=1200 if speaks else 700, log_every=10, checkpoint_every=500, keep=1),
+        train=Train(steps=1300 if speaks else 700, log_every=10, checkpoint_every=500, keep=1),
         evals=(),
     )
 
@@ -189,7 +189,7 @@ def run(
     scenes: Annotated[int, typer.Option(help="Training scenes.")] = 8000,
     unseen: Annotated[int, typer.Option(help="Scenes for evaluation.")] = 320,
     first_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 700,
-    steps: Annotated[int, typer.Option(help="Steps of the second stage, in each row.")] = 1200,
+    steps: Annotated[int, typer.Option(help="Steps of the second stage, in each row.")] = 1300,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Settings of all stages.")
     ] = None,
