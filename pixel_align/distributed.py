@@ -51,12 +51,15 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, wait: in
     run is one of a single process.
 
     Args:
-      coordinator: host:port of process 0. processes: how many there are. process: which one this is, from 0.
+      coordinator: host:port of process 0. processes: how many there are; 1 alone for one, whatever jax would find.
+      process: which one this is, from 0.
       wait: seconds for all of them to come up.
 
     Raises:
       ValueError: some of the arguments, but not all.
     """
+    if processes == 1:
+        return
     given = [bool(coordinator), processes > 0, process >= 0]
     if any(given) and not all(given):
         raise ValueError(
@@ -66,8 +69,6 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1, wait: in
         )
     if all(given) and process >= processes:
         raise ValueError(f"--process is {process}, expected less than --processes, {processes}. Count from 0.")
-    if processes == 1:
-        return
     where: dict[str, Any] = {}
     if all(given):
         where = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}

@@ -466,7 +466,8 @@ def test_every_expression_is_scored_once_whatever_the_batch_and_the_devices(
     ):
         evaluation = Eval(task=EXPRESSIONS, mode="refer", batch_size=batch_size, pictures=0)
         with jax.set_mesh(mesh) if batch_size == 8 else contextlib.nullcontext():
-            result = evaluator.evaluate(experiment, evaluation, params, predictor.vocabulary)
+            several = mesh if batch_size == 8 else None
+            result = evaluator.evaluate(experiment, evaluation, params, predictor.vocabulary, mesh=several)
         names = [name for line in result.predictions for name in line["region_id"]]
         assert names == everything == [name for line in result.targets for name in line["region_id"]]
         boxes = [region["box"] for line in result.predictions for region in line["regions"]]
