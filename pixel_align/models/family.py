@@ -102,8 +102,8 @@ class Family:
     Attributes:
       config: a frozen ModelConfig whose field `kind` has the family's name as default.
       module: config -> Linen module, `__call__(batch, *, train) -> outputs`.
-      loss: (outputs, batch, config) -> {name: (weight, (sum, count))}. Sums of all devices are added, then divided once;
-        of several batches a step, the weighted mean is taken (`losses.join`).
+      loss: (outputs, batch, config) -> {name: (weight, (sum, count))}. Sums of all devices are added, then divided
+        once; of several batches a step, the weighted mean is taken (`losses.join`).
       batch_spec: (config, B) -> the abstract batch. Every batch has images UInt8[B, H, W, 3] and valid_size
         Int32[B, 2]; the rest of it is the family's own.
       converter: (config, vocabulary, augment) -> what makes a row of such a batch of an example of a task; ValueError
