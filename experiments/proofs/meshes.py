@@ -10,7 +10,9 @@ Writes docs/proof/meshes.json and the tables of docs/sharding.md; `make test` sa
 
 import os
 
+# Half of the compiling is spent on programs that then run for milliseconds.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import dataclasses
