@@ -32,8 +32,3 @@ def test_a_program_is_compiled_and_counted() -> None:
     assert found.collective_bytes and found.collective_bytes["all-gather"] > 0
     assert found.estimate is not None and 0 < found.estimate["utilisation"] <= 1
     assert {"fits", "model FLOPs", "compiled over model, again apart"} <= report.cells(found).keys()
-
-
-def test_batches_that_the_chips_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"data.batch_size of .* is 4, expected a multiple of 8"):
-        programs.on_mesh(config.override(EXPERIMENT, ["data.batch_size=4"]), jax.devices())
