@@ -72,7 +72,8 @@ def table(result: dict) -> str:  # type: ignore[type-arg]
         figures = [f"{row['figures'][name]:.4f}" if name in row["figures"] else "" for name in METRICS]
         lines.append(f"| {' | '.join([*(str(row['axes'][name]) for name in axes), row['state'], *figures])} |")
     said = f"{result['steps']} steps on {result['scenes']:,} scenes each, commit {result['commit']}"
-    return "\n".join([*lines, "", f"{said}, {result['machine']}, {result['seconds']:.0f} s in all (2 slots)."])
+    lines += ["", f"{said}, {result['machine']}, {result['seconds']:.0f} s in all.", ""]
+    return "\n".join([*lines, "![loss and point_distance over the learning rate, a line for each weight](sweep.png)"])
 
 
 if __name__ == "__main__":
