@@ -323,8 +323,7 @@ def test_readers_share_an_epoch(config: DataConfig) -> None:
     assert len({*parts[0], *parts[1]}) == 24
 
 
-@pytest.mark.parametrize("readers", [1, 4])
-@pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.parametrize(("readers", "processes"), [(1, 2), (4, 1), (4, 8)])
 def test_a_batch_is_the_same_however_many_processes_make_it_and_go_on_with_it(
     config: DataConfig, readers: int, processes: int
 ) -> None:
