@@ -144,6 +144,7 @@ def test_a_family_of_60_lines_trains_is_evaluated_and_predicts(
             modules=("data_pipelines.localized_narratives",),
             mixture="color_names",
             batch_size=8,
+            readers=1,
             dir=str(tiny_world / "data"),
             vocabulary=str(tiny_world / "vocabulary.model"),
             prefetch=1,
