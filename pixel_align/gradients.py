@@ -76,7 +76,7 @@ def _add(
 
     counts = jax.tree.map(lambda of_parts: of_parts.sum(axis=0), jax.lax.scan(count, None, numbered)[1])
 
-    def add_part(gradient: Any, part: Any) -> tuple[Any, losses.Terms]:
+    def add_part(gradient: Any, part: Any) -> tuple[Any, Any]:
         def loss(trainable: Any) -> tuple[jax.Array, losses.Terms]:
             found = terms_of_part(trainable, part)
             terms = {name: (weight, (total, counts[name])) for name, (weight, (total, _)) in found.items()}
