@@ -186,7 +186,8 @@ def on_base(config: Experiment, base: Mapping[str, str], where: Any, read: Calla
 
     read: the shapes of the trained ones -> these. Raises what `check_base` does.
     """
-    params, rules = init_params(config), models.family_of(config.model).rules(config.model)
+    rules = models.family_of(config.model).rules(config.model)
+    params = jax.jit(lambda: init_params(config))()  # compiled, as a run begins: else some bits differ
     if config.init.checkpoint:
         params = take_over(config, params, lambda said: None)
     trainable, frozen = param_rules.split(params, param_rules.match(rules["trainable"], params))
