@@ -148,8 +148,10 @@ def check(config: Experiment, before: Any, after: Any, said: list[dict[str, floa
     model = config.model
     assert isinstance(model, PixelLLMConfig)
     shapes = [shape for one, _ in config.batches() if (shape := one.shape)]
-    expected = {"point"} if model.loss.point else set()
-    expected |= {"text"} if model.loss.text else set()
+    read = {reading.mixture for _, reading in config.batches()}
+    # Expressions are read, not said; answers and dense captions have no places.
+    expected = {"text"} if model.loss.text and read - {"synthetic_expressions"} else set()
+    expected |= {"point"} if model.loss.point and read & {"synthetic_narratives", "synthetic_expressions"} else set()
     expected |= {"mask"} if any(shape.mask for shape in shapes) else set()
     if any(shape.described for shape in shapes):
         expected |= {f"detector_{name}" for name in ("heat", "proposal_boxes", "foreground", "refinement")}
