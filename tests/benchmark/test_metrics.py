@@ -72,7 +72,6 @@ def test_phrases_of_visual_genome(samples: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train"], "WHAT is 'train', expected metrics"),
         (["metrics", "--only", "speed"], "measurement is 'speed', expected one of dense_captioning"),
         (["metrics", "--phrases", "nowhere.json"], "phrases file is 'nowhere.json'"),
         (["metrics", "--json", "nowhere/rows.jsonl"], "folder of 'nowhere/rows.jsonl' does not exist"),
