@@ -360,7 +360,9 @@ def prepare(workdir: Path, world: Any, scenes: int, unseen: int) -> None:
         localized_narratives.build(workdir / "data", split, inputs, name=NARRATIVES)
         synthetic_regions.build(workdir / "data", files, split)
         if split == "train":
-            text.train_sentencepiece(synthetic.texts(files), workdir / VOCABULARY, PIECES, model_type="bpe")
+            text.train_sentencepiece(
+                synthetic.texts(files), workdir / VOCABULARY, PIECES, model_type="bpe", character_coverage=1.0
+            )
 
 
 def evaluate_stage(

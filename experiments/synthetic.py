@@ -251,7 +251,9 @@ def prepare(workdir: Path, counts: dict[str, int]) -> None:
         localized_narratives.build(workdir / "data", split, inputs, name=NARRATIVES)
         synthetic_regions.build(workdir / "data", files, split)
         if split == "train" and not (workdir / "vocabulary.model").is_file():
-            text.train_sentencepiece(synthetic.texts(files), workdir / "vocabulary.model", PIECES, model_type="bpe")
+            text.train_sentencepiece(
+                synthetic.texts(files), workdir / "vocabulary.model", PIECES, model_type="bpe", character_coverage=1.0
+            )
 
 
 def scores(workdir: Path, stage: str, configs: Mapping[str, Experiment]) -> dict[str, dict[str, float]]:
